@@ -1,0 +1,155 @@
+"""Class models of one run applied to other texts: labelled to evaluate, unlabelled to classify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.manifest import committed_models, manifest_of, previous_manifest
+from cluster.preparation import Preparation, workload_of
+from cluster.resources import ModelSize, local_budget, make_plan
+from cluster.stages import LazyRay, baseline_stage, report_stage, score_stage
+from gencls_core.class_models import ClassModel
+from gencls_core.config import DataConfig, RunConfig, parse_run_config
+from gencls_core.datasets import Dataset, ingest
+from gencls_core.errors import UsageError
+from gencls_core.events import Event, EventLog, Note, StageFinished
+from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
+from gencls_core.precision import resolve_precision
+from gencls_core.run import RunDirectory
+from gencls_core.storage import digest_of
+
+__all__ = ["classify_texts", "evaluate_models"]
+
+
+def evaluate_models(
+    model_dir: Path, data: DataConfig | None, changes: dict[str, Any]
+) -> Iterator[Event]:
+    """Score labelled texts under a run's class models and report.
+
+    Texts other than the run's own test split are scored in a folder below the run's `evaluations`.
+    The last event is the report's StageFinished, whose message is the report's folder.
+
+    Args:
+        model_dir: a run directory.
+        data: the texts; None takes the run's own test split.
+        changes: settings that differ from the run's, as a run file has them.
+    """
+    source = RunDirectory(model_dir)
+    preparation = _reopen(source, data, changes, labelled=True)
+    with EventLog(preparation.run.events_path) as log:
+        for event in _evaluate(source, preparation):
+            log.append(event)
+            yield event
+
+
+def classify_texts(model_dir: Path, data: DataConfig, changes: dict[str, Any]) -> Iterator[Event]:
+    """Score texts without labels; the last event's message is the folder that holds the scores."""
+    source = RunDirectory(model_dir)
+    preparation = _reopen(source, data, changes, labelled=False)
+    began = time.perf_counter()
+    with EventLog(preparation.run.events_path) as log:
+        for event in _score_elsewhere(source, preparation):
+            log.append(event)
+            yield event
+    yield StageFinished("classify", str(preparation.run.path), time.perf_counter() - began)
+
+
+def _evaluate(source: RunDirectory, preparation: Preparation) -> Iterator[Event]:
+    yield from _score_elsewhere(source, preparation)
+    own = preparation.run.path == source.path
+    if own and preparation.config.baseline and "train" in preparation.dataset.splits:
+        yield from baseline_stage(preparation)
+    yield from report_stage(preparation.config, preparation.run, None if own else source)
+
+
+def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator[Event]:
+    """Score with the models of `source`: its validation texts for calibration, then the texts."""
+    started = time.perf_counter()
+    for note in preparation.notes:
+        yield Note(note)
+    previous = previous_manifest(preparation.run)
+    manifest = manifest_of(preparation, previous) | {"calibration_run": str(source.path)}
+    models = committed_models(preparation, source)
+    own = source.dataset()
+    base = _base_folder(source, models)
+    with ExitStack() as stack:
+        ray = LazyRay(stack, preparation)
+        if "validation" in own.splits:
+            calibrating = replace(preparation, run=source)
+            yield from score_stage(calibrating, ray, models, base, own, "validation")
+        yield from score_stage(preparation, ray, models, base, preparation.dataset, "test")
+    seconds = round(time.perf_counter() - started, 2)
+    preparation.run.write_manifest({**manifest, "status": "finished", "seconds": seconds})
+
+
+def _reopen(
+    source: RunDirectory, data: DataConfig | None, changes: dict[str, Any], *, labelled: bool
+) -> Preparation:
+    """Bring back a run's settings, with other texts and changed settings."""
+    manifest = source.manifest()
+    settings = manifest["config"]
+    for section, values in changes.items():
+        settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
+    settings["output_dir"] = str(source.path)
+    config = parse_run_config(settings)
+    dataset, run = None, source
+    if data is None:
+        dataset = source.dataset()
+    else:
+        data = data.model_copy(update={"classes": tuple(manifest["classes"])})
+        name = digest_of([data.model_dump(mode="json"), labelled])
+        run = source.evaluation(name)
+        dataset = ingest(data, run.dataset_path, splits=("test",), labelled=labelled)
+        own = source.dataset()
+        if labelled and "test" in own.splits:
+            same = own.splits["test"].fingerprint == dataset.splits["test"].fingerprint
+            if same:
+                dataset, run = own, source
+    if "test" not in dataset.splits:
+        raise UsageError.of(
+            "no test texts",
+            place=dataset.path,
+            remedy="name some with --data-dir or --data",
+        )
+    config = config.model_copy(update={"data": data or config.data})
+    return _prepare_with_models(config, dataset, run, source)
+
+
+def _prepare_with_models(
+    config: RunConfig, dataset: Dataset, run: RunDirectory, source: RunDirectory
+) -> Preparation:
+    """Plan scoring from the committed class models: the base model itself may be out of reach."""
+    classes = tuple(source.manifest()["classes"])
+    first = ClassModel.open(source.model_path(classes[0]))
+    folder = first.path if first.kind == "full" else _base_folder(source, (first,))
+    base = ResolvedModel.of_folder(first.base, folder)
+    size = ModelSize.of(base.config, base.parameters)
+    budget = local_budget(config.compute)
+    precision, note = resolve_precision(config.compute.precision, budget.device)
+    work = workload_of(config, dataset, precision)
+    return Preparation(
+        config=config,
+        run=run,
+        dataset=dataset,
+        base=base,
+        size=size,
+        budget=budget,
+        plan=make_plan(budget, size, work, config.compute),
+        precision=precision,
+        notes=tuple(n for n in (note, *dataset.warnings) if n),
+    )
+
+
+def _base_folder(source: RunDirectory, models: tuple[ClassModel, ...]) -> Path:
+    """Find the folder of the base that LoRA adapters sit on; any folder where there are none."""
+    if all(model.kind == "full" for model in models):
+        return models[0].path
+    config = RunConfig.model_validate(source.manifest()["config"])
+    if is_scratch(config.model.model):
+        return next(path.parent for path in source.base_path.glob("*/config.json"))
+    return resolve_model(config.model).path

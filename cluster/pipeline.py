@@ -1,0 +1,101 @@
+"""The main job as a stream of events: prepare, train, score, report.
+
+Each function is a generator: the caller draws the events it yields. Ray starts at the first stage
+that has work to do, so a run whose work is all committed starts nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+from cluster.manifest import committed_models, manifest_of, previous_manifest
+from cluster.preparation import Preparation, prepare_run
+from cluster.stages import (
+    LazyRay,
+    baseline_stage,
+    build_base_stage,
+    report_stage,
+    score_stage,
+    train_stage,
+)
+from gencls_core.config import RunConfig
+from gencls_core.datasets import ingest
+from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
+from gencls_core.run import RunDirectory
+
+__all__ = ["prepare", "run_all", "train_models"]
+
+
+def prepare(config: RunConfig) -> Preparation:
+    """Ingest the data into the run directory, resolve the model and plan; starts nothing."""
+    run = RunDirectory(config.output_dir)
+    dataset = ingest(config.data, run.dataset_path)
+    return prepare_run(config, dataset, run)
+
+
+def run_all(config: RunConfig) -> Iterator[Event]:
+    """Train every class, score validation and test texts, and write the report."""
+    yield from _logged(config, lambda: _run(config, score=True))
+
+
+def train_models(config: RunConfig) -> Iterator[Event]:
+    """Train the class models (or the one of `--class-id`), and stop there."""
+    yield from _logged(config, lambda: _run(config, score=False))
+
+
+def _logged(config: RunConfig, stages: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+    """Pass a pipeline's events on and keep them in the run's event log."""
+    with EventLog(RunDirectory(config.output_dir).events_path) as log:
+        for event in stages():
+            log.append(event)
+            yield event
+
+
+def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
+    started = time.perf_counter()
+    yield StageStarted("prepare", "reading the data")
+    preparation = prepare(config)
+    dataset, run = preparation.dataset, preparation.run
+    counts = ", ".join(f"{info.rows:,} {name}" for name, info in dataset.splits.items())
+    yield StageFinished(
+        "prepare",
+        f"{dataset.name}: {len(dataset.classes)} classes; {counts} texts",
+        time.perf_counter() - started,
+    )
+    for note in preparation.notes:
+        yield Note(note)
+    previous = previous_manifest(run)
+    manifest = manifest_of(preparation, previous)
+    run.write_manifest({**manifest, "status": "running"})
+    worked = False
+    try:
+        with ExitStack() as stack:
+            for event in _stages(preparation, LazyRay(stack, preparation), score=score):
+                worked = worked or not isinstance(event, ClassReused | StageStarted)
+                yield event
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "stopped"
+        run.write_manifest({**manifest, "status": status})
+        raise
+    seconds = round(time.perf_counter() - started, 2) if worked else previous.get("seconds")
+    run.write_manifest({**manifest, "status": "finished", "seconds": seconds})
+    if score:
+        yield from report_stage(preparation.config, run, None)
+
+
+def _stages(preparation: Preparation, ray: LazyRay, *, score: bool) -> Iterator[Event]:
+    yield from build_base_stage(preparation, ray)
+    yield from train_stage(preparation, ray)
+    if not score:
+        return
+    config = preparation.config
+    models = committed_models(preparation)
+    for split in ("validation", "test"):
+        if split in preparation.dataset.splits:
+            yield from score_stage(
+                preparation, ray, models, preparation.base.path, preparation.dataset, split
+            )
+    if config.baseline:
+        yield from baseline_stage(preparation)

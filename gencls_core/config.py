@@ -1,0 +1,325 @@
+"""What a run is asked to do: the models of the run file (TOML) and of every command-line option.
+
+One section per room of the house. A field is declared once, here: its name is the TOML key and
+(with dashes) the flag, its description is the help text, its bounds are checked at construction.
+Field names are unique over all sections, so that a flag names its field without a prefix.
+
+    RunConfig
+    ├── data         DataConfig        where the labelled texts are, and how they are split
+    ├── model        ModelConfig       the base model of every class
+    ├── sequence     SequenceConfig    what is scored of a text: BOS, EOS, windows, truncation
+    ├── training     TrainingConfig    how one class model is trained
+    ├── scoring      ScoringConfig     how texts are scored
+    ├── posterior    PosteriorConfig   prior and calibration
+    └── compute      ComputeConfig     precision, CPUs, GPUs, memory
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gencls_core.errors import UsageError
+
+__all__ = [
+    "SECTIONS",
+    "ComputeConfig",
+    "DataConfig",
+    "ModelConfig",
+    "PosteriorConfig",
+    "RunConfig",
+    "ScoringConfig",
+    "SequenceConfig",
+    "TrainingConfig",
+    "load_run_config",
+    "parse_run_config",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the labelled texts are, which columns hold what, and how they are split."""
+
+    data_dir: Path | None = Field(
+        None,
+        description="A dataset folder: per-class JSON layout, prepared dataset, files named "
+        "after splits, a folder per class of .txt files, or a `save_to_disk` folder.",
+    )
+    data: str | None = Field(
+        None,
+        description="A CSV, JSONL or Parquet file, a folder, a Hugging Face hub id, or `demo`.",
+    )
+    data_config: str | None = Field(
+        None, description="Configuration name of a hub dataset, for example `sst2` of `glue`."
+    )
+    text_column: str = Field("text", description="Column that holds the text.")
+    label_column: str = Field("label", description="Column that holds the class.")
+    id_column: str | None = Field(
+        None, description="Column with the example's own id; default: `<split>-<row>`."
+    )
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="The classes, in order; default: those of the train split. An integer label N "
+        "then means the N-th class.",
+    )
+    encoding: str = Field("utf-8", description="Text encoding of CSV, JSONL and .txt files.")
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Part of the train split that is kept aside, stratified, for early stopping "
+        "and calibration where the data brings no validation split.",
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Part that becomes the test split where the data has none."
+    )
+    split_seed: int = Field(0, ge=0, description="Seed of every split and sample of the data.")
+    max_samples: Positive | None = Field(
+        None,
+        description="At most this many train texts per class (validation part included): a "
+        "seeded stratified sample, never a prefix.",
+    )
+    max_test_samples: Positive | None = Field(
+        None, description="At most this many test texts in all: a seeded stratified sample."
+    )
+    drop_leaks: bool = Field(
+        False, description="Drop train texts that also stand in the test split (default: warn)."
+    )
+
+
+class ModelConfig(_Section):
+    """The base model that every class model starts from."""
+
+    model: str = Field(
+        "gpt2",
+        description="A causal language model: hub id, local folder, pulled model "
+        "(`gencls pull`), or a preset trained from scratch (`scratch:tiny`).",
+    )
+    revision: str | None = Field(None, description="Revision of a hub model.")
+    lora_rank: Positive | None = Field(
+        None, description="Train a LoRA adapter of this rank instead of all weights."
+    )
+    lora_alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="LoRA scale; default: twice the rank."
+    )
+
+
+class SequenceConfig(_Section):
+    """What is scored of a text. Training sees the same sequences as scoring."""
+
+    score_eos: bool = Field(
+        True, description="Count the end-of-text token as part of the text's log-likelihood."
+    )
+    max_length: Positive | None = Field(
+        None,
+        description="Truncate texts to this many tokens; such rows say so. Default: never; long "
+        "texts are scored in overlapping windows.",
+    )
+    window: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="Tokens per window over long texts; default: the model's context."
+    )
+
+
+class TrainingConfig(_Section):
+    """How one class model is trained."""
+
+    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the train texts.")
+    batch_size: Positive = Field(8, description="Texts per optimiser batch.")
+    batch_tokens: Positive | None = Field(
+        None, description="Tokens per optimiser batch, instead of a number of texts."
+    )
+    gradient_accumulation: Positive = Field(
+        1, description="Batches whose gradients are summed into one optimiser step."
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="Peak learning rate.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Decay of the learning rate after the warm-up."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Part of all steps spent warming up.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Gradients are clipped to this norm."
+    )
+    seed: int = Field(0, ge=0, description="Seed of weights made from scratch, order and dropout.")
+    patience: int = Field(
+        2,
+        ge=0,
+        description="Stop after this many epochs without a better held-out negative "
+        "log-likelihood; 0 trains all epochs. The best epoch's weights are kept either way.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+
+
+class ScoringConfig(_Section):
+    """How texts are scored under the class models."""
+
+    likelihood: Literal["exact", "loss"] = Field(
+        "exact",
+        description="`exact`: sum of the token log-probabilities; `loss`: the original "
+        "experiment's mean loss times the number of tokens.",
+    )
+    per_token: bool = Field(False, description="Also store each token's id and log-probability.")
+    shard_size: Positive | None = Field(
+        None,
+        description="Examples per score shard; default: a 32nd of the split, but 32 to 4,096.",
+    )
+    tokens_per_batch: Positive = Field(
+        4096, description="Padded tokens that go through a model at once while scoring."
+    )
+
+
+class PosteriorConfig(_Section):
+    """How log-likelihoods become class probabilities. Changing it never rescores a text."""
+
+    prior: str = Field(
+        "train",
+        description="Class prior: `train` (how often each class occurs in the train split), "
+        "`uniform`, or `World=0.4,Sports=0.6`.",
+    )
+
+
+class ComputeConfig(_Section):
+    """Precision, and what Ray may use."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Arithmetic of the models; `auto`: bf16 or fp16 on a GPU, fp32 on a CPU.",
+    )
+    address: str | None = Field(
+        None, description="Address of a running Ray cluster; default: a private local Ray."
+    )
+    num_cpus: Positive | None = Field(None, description="CPUs that a local Ray may use.")
+    num_gpus: int | None = Field(None, ge=0, description="GPUs that a local Ray may use.")
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Memory of one GPU in GB (10^9 bytes); default: measured."
+    )
+    memory_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Main memory to plan with in GB (10^9 bytes); default: what is free."
+    )
+    concurrent_trainings: Positive | None = Field(
+        None, description="Class models trained at once; default: what memory and CPUs allow."
+    )
+    actors: Positive | None = Field(
+        None, description="Scoring actors; default: what memory and CPUs allow."
+    )
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "sequence": SequenceConfig,
+    "training": TrainingConfig,
+    "scoring": ScoringConfig,
+    "posterior": PosteriorConfig,
+    "compute": ComputeConfig,
+}
+
+
+class RunConfig(_Section):
+    """Everything that one run is asked to do."""
+
+    output_dir: Path = Field(
+        Path("runs/latest"), validate_default=True, description="The run directory."
+    )
+    class_id: int | None = Field(
+        None, ge=0, description="Train only the class with this number (0 is the first)."
+    )
+    baseline: bool = Field(
+        True, description="Also train TF-IDF with logistic regression on the same split."
+    )
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    sequence: SequenceConfig = Field(default_factory=SequenceConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig)
+    posterior: PosteriorConfig = Field(default_factory=PosteriorConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+
+    @field_validator("output_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RunConfig:
+        if self.data.data is not None and self.data.data_dir is not None:
+            raise ValueError("give either --data or --data-dir, not both")
+        return self
+
+
+def parse_run_config(values: dict[str, Any], *, place: str = "command line") -> RunConfig:
+    """Validate nested `values` (as a run file has them).
+
+    Raises:
+        UsageError: naming each wrong field, what was found and what is allowed.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "options"
+            lines.append(f"{where}: {problem['msg']}, found {_shown(problem.get('input'))}")
+        unknown = [p["loc"] for p in error.errors() if p["type"] == "extra_forbidden"]
+        raise UsageError.of(
+            "not a valid run",
+            place=place,
+            found="; ".join(lines),
+            remedy=_closest_fields(unknown) or "see `gencls init` for every key and its meaning",
+        ) from None
+
+
+def load_run_config(path: Path) -> dict[str, Any]:
+    """Read a run file (TOML) as nested values, relative paths taken from the file's folder.
+
+    Raises:
+        UsageError: when the file is missing, is not TOML, or is not valid.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError.of(
+            "no such run file", place=path, remedy="`gencls init` writes a commented one"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError.of("not a TOML file", place=path, found=str(error)) from None
+    parse_run_config(values, place=str(path))
+    base = path.absolute().parent
+    if "output_dir" in values:
+        values["output_dir"] = str(base / Path(values["output_dir"]).expanduser())
+    data = values.get("data", {})
+    if data.get("data_dir"):
+        data["data_dir"] = str(base / Path(data["data_dir"]).expanduser())
+    if data.get("data") and (base / data["data"]).exists():
+        data["data"] = str(base / data["data"])
+    return values
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _closest_fields(unknown: list[tuple[int | str, ...]]) -> str | None:
+    """Suggest known keys for unknown ones."""
+    import difflib
+
+    names = [*RunConfig.model_fields, *SECTIONS]
+    for section in SECTIONS.values():
+        names.extend(section.model_fields)
+    hints = []
+    for location in unknown:
+        close = difflib.get_close_matches(str(location[-1]), names, n=1)
+        if close:
+            hints.append(f"did you mean `{close[0]}` instead of `{location[-1]}`?")
+    return " ".join(hints) or None

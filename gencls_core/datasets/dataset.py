@@ -1,0 +1,180 @@
+"""A prepared dataset: Parquet files on disk that are read range by range, never as a whole.
+
+    <folder>/dataset.json        classes, counts, fingerprints, where it came from
+    <folder>/train.parquet       columns: example_id, text, label (all strings; label may be null)
+    <folder>/validation.parquet
+    <folder>/test.parquet
+
+Every source (CSV, JSON layout, hub, …) is turned into this form once, by `ingest`, so training
+tasks and scoring actors know one format and can read their own part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gencls_core.errors import DataError
+from gencls_core.storage import digest_of, read_json
+
+__all__ = [
+    "DATASET_FORMAT",
+    "EXAMPLE_SCHEMA",
+    "ROW_GROUP_ROWS",
+    "Dataset",
+    "SplitInfo",
+    "SplitName",
+]
+
+DATASET_FORMAT = 1
+ROW_GROUP_ROWS = 1024
+
+SplitName = Literal["train", "validation", "test"]
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Counts and fingerprints of one split.
+
+    `fingerprint` is the SHA-256 over the split's rows (id, text, label) in order;
+    `class_fingerprints` the same over the rows of one class, so that a class model's inputs can be
+    named without the other classes.
+    """
+
+    rows: int
+    fingerprint: str
+    class_counts: dict[str, int]
+    class_fingerprints: dict[str, str]
+    longest_text_bytes: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset; open one with `Dataset.open`."""
+
+    path: Path
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitInfo]
+    source: dict[str, Any]
+    """Where it came from: `description`, `digest` of the source's bytes and options."""
+    prior_counts: dict[str, int]
+    """Texts per class in the train split before sampling: the empirical prior."""
+    warnings: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a prepared dataset.
+
+        Raises:
+            DataError: when the folder is not a prepared dataset of this format.
+        """
+        try:
+            values = read_json(path / "dataset.json")
+        except FileNotFoundError:
+            raise DataError.of(
+                "not a prepared dataset",
+                place=path,
+                found="no dataset.json",
+                remedy="prepare one with `gencls prepare`",
+            ) from None
+        if values.get("format") != DATASET_FORMAT:
+            raise DataError.of(
+                "prepared dataset of another format",
+                place=path / "dataset.json",
+                found=repr(values.get("format")),
+                expected=str(DATASET_FORMAT),
+                remedy="prepare it again with this version of gencls",
+            )
+        return cls(
+            path=path,
+            name=values["name"],
+            classes=tuple(values["classes"]),
+            splits={name: SplitInfo(**info) for name, info in values["splits"].items()},
+            source=values["source"],
+            prior_counts=values["prior_counts"],
+            warnings=tuple(values["warnings"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the content of `dataset.json`."""
+        return {
+            "format": DATASET_FORMAT,
+            "name": self.name,
+            "classes": list(self.classes),
+            "fingerprint": self.fingerprint,
+            "splits": {name: asdict(info) for name, info in self.splits.items()},
+            "source": self.source,
+            "prior_counts": self.prior_counts,
+            "warnings": list(self.warnings),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the classes and the rows of all splits."""
+        rows = {name: info.fingerprint for name, info in self.splits.items()}
+        return digest_of({"classes": self.classes, "splits": rows})
+
+    def split(self, name: SplitName) -> SplitInfo:
+        """Give a split's counts.
+
+        Raises:
+            DataError: when the dataset has no such split.
+        """
+        if name not in self.splits:
+            raise DataError.of(
+                f"the dataset has no {name} split",
+                place=self.path,
+                found=", ".join(self.splits) or "no split",
+            )
+        return self.splits[name]
+
+    def split_path(self, name: SplitName) -> Path:
+        """Give the Parquet file of a split."""
+        self.split(name)
+        return self.path / f"{name}.parquet"
+
+    def read(self, split: SplitName, start: int = 0, stop: int | None = None) -> pa.Table:
+        """Read rows [start, stop) of a split; only the row groups that hold them are loaded."""
+        with pq.ParquetFile(self.split_path(split)) as parquet:
+            metadata = parquet.metadata
+            stop = metadata.num_rows if stop is None else min(stop, metadata.num_rows)
+            groups, first, skipped = [], 0, 0
+            for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
+                if first + rows <= start:
+                    skipped += rows
+                elif first < stop:
+                    groups.append(group)
+                first += rows
+            table = parquet.read_row_groups(groups)
+        return table.slice(start - skipped, max(0, stop - start))
+
+    def iter_batches(self, split: SplitName, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Go through a split in batches of at most ROW_GROUP_ROWS rows."""
+        with pq.ParquetFile(self.split_path(split)) as parquet:
+            yield from parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns)
+
+    def texts_of(self, split: SplitName, label: str) -> list[str]:
+        """Give the texts of one class, in order; empty where the split does not exist."""
+        if split not in self.splits:
+            return []
+        texts: list[str] = []
+        for batch in self.iter_batches(split, ["text", "label"]):
+            labels = batch.column("label").to_pylist()
+            column = batch.column("text").to_pylist()
+            texts.extend(text for text, found in zip(column, labels, strict=True) if found == label)
+        return texts

@@ -1,0 +1,56 @@
+"""A prepared dataset as a source: its ids, classes, splits and prior are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from gencls_core.config import DataConfig
+from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset, SplitName
+from gencls_core.datasets.reading import file_digest
+from gencls_core.datasets.source import Example, Source
+from gencls_core.storage import digest_of
+
+__all__ = ["Prepared"]
+
+
+class Prepared(Source):
+    """A folder that `ingest` wrote.
+
+    Raises:
+        DataError: when it is of another format.
+    """
+
+    final = True
+
+    def __init__(self, folder: Path, config: DataConfig, *, labelled: bool = True) -> None:
+        self._dataset = Dataset.open(folder)
+        self._labelled = labelled
+        self.name = self._dataset.name
+        self.description = f"prepared dataset {folder}"
+        self.splits = tuple(self._dataset.splits)
+        self.classes = config.classes or self._dataset.classes
+        self.prior_counts = self._dataset.prior_counts
+        self.warnings = self._dataset.warnings
+
+    def _path(self, split: str) -> Path:
+        return self._dataset.split_path(cast(SplitName, split))
+
+    def digest(self) -> str:
+        return digest_of(
+            {
+                "layout": "prepared",
+                "fingerprint": self._dataset.fingerprint,
+                "prior_counts": self.prior_counts,
+                "files": {split: file_digest(self._path(split)) for split in self.splits},
+            }
+        )
+
+    def examples(self, split: str) -> Iterator[Example]:
+        row, file = 0, str(self._path(split))
+        for batch in self._dataset.iter_batches(cast(SplitName, split), EXAMPLE_SCHEMA.names):
+            for cells in batch.to_pylist():
+                label = cells["label"] if self._labelled else None
+                yield Example(cells["text"], label, cells["example_id"], row, file, None)
+                row += 1

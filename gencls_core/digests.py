@@ -1,0 +1,90 @@
+"""What a result depends on, as one digest: the same digest means that it need not be made again.
+
+A digest covers inputs and settings that change the result, and nothing else: not the number of
+actors, not the batch sizes of scoring, not where the run directory lies.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gencls_core.class_models import CLASS_MODEL_FORMAT, ClassModel
+from gencls_core.config import ModelConfig, ScoringConfig, SequenceConfig, TrainingConfig
+from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.scores import SCORE_FORMAT
+from gencls_core.storage import digest_of
+
+__all__ = ["scoring_digest", "scratch_digest", "shard_ranges", "training_digest"]
+
+
+def scratch_digest(model: ModelConfig, training: TrainingConfig, dataset: Dataset) -> str:
+    """Name a base model that is made from scratch, before it is made."""
+    return digest_of(
+        {"preset": model.model, "seed": training.seed, "texts": dataset.split("train").fingerprint}
+    )
+
+
+def training_digest(
+    *,
+    class_name: str,
+    dataset: Dataset,
+    base_digest: str,
+    model: ModelConfig,
+    sequence: SequenceConfig,
+    training: TrainingConfig,
+    precision: str,
+) -> str:
+    """Name one class model: its own texts only, so that another class may come or go."""
+    splits = {
+        name: dataset.splits[name].class_fingerprints.get(class_name)
+        for name in ("train", "validation")
+        if name in dataset.splits
+    }
+    settings = training.model_dump(mode="json")
+    # Recomputing activations changes memory and time, not the gradients.
+    del settings["gradient_checkpointing"]
+    return digest_of(
+        {
+            "format": CLASS_MODEL_FORMAT,
+            "class": class_name,
+            "texts": splits,
+            "base": base_digest,
+            "lora": [model.lora_rank, model.lora_alpha],
+            "sequence": sequence.model_dump(mode="json"),
+            "training": settings,
+            "precision": precision,
+        }
+    )
+
+
+def scoring_digest(
+    *,
+    model: ClassModel,
+    dataset: Dataset,
+    split: SplitName,
+    start: int,
+    stop: int,
+    sequence: SequenceConfig,
+    scoring: ScoringConfig,
+    precision: str,
+) -> str:
+    """Name the score rows of examples [start, stop) under one class model."""
+    return digest_of(
+        {
+            "format": SCORE_FORMAT,
+            "model": model.digest,
+            "weights": model.files,
+            "texts": dataset.split(split).fingerprint,
+            "range": [start, stop],
+            "sequence": sequence.model_dump(mode="json"),
+            "likelihood": scoring.likelihood,
+            "per_token": scoring.per_token,
+            "precision": precision,
+        }
+    )
+
+
+def shard_ranges(rows: int, shard_size: int | None) -> list[tuple[int, int]]:
+    """Cut `rows` examples into ranges; depends on the rows alone, not on who will score them."""
+    size = shard_size or min(4096, max(32, math.ceil(rows / 32)))
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]

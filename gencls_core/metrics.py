@@ -1,0 +1,219 @@
+"""How good predictions are: accuracy, F1, likelihood and calibration, with what each is made of.
+
+Shapes: N examples, C classes. Rows without a label are left out of every figure and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from gencls_core.score_matrix import FloatArray, IntArray, LikelihoodMatrix
+
+__all__ = [
+    "RELIABILITY_BINS",
+    "ClassMetrics",
+    "Metrics",
+    "Perplexity",
+    "ReliabilityBin",
+    "evaluate",
+    "perplexities",
+    "reliability_bins",
+    "wilson_interval",
+]
+
+RELIABILITY_BINS = 15
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Precision, recall and F1 of one class (0 where undefined), and its number of texts."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Texts whose predicted class has a probability in (lower, upper]."""
+
+    lower: float
+    upper: float
+    count: int
+    confidence: float | None
+    """Mean probability of the predicted class; None where the bin is empty."""
+    accuracy: float | None
+    """Part of them that is right; None where the bin is empty."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one set of predictions."""
+
+    num_labelled: int
+    num_unlabelled: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    """95 % Wilson score interval."""
+    macro_f1: float
+    weighted_f1: float
+    per_class: dict[str, ClassMetrics]
+    confusion: tuple[tuple[int, ...], ...]
+    """[C, C] texts: rows are true classes, columns predicted ones."""
+    nll: float
+    """Mean −log P(true class | text), in nats per text."""
+    brier: float
+    """Mean squared distance of the probabilities from the truth, summed over classes: 0 to 2."""
+    ece: float
+    """Expected calibration error, 0 to 1."""
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity per token of one class's own texts."""
+
+    own: float
+    """Under their own class model."""
+    others: float | None
+    """Mean over the other class models."""
+    texts: int
+    tokens: int
+
+
+def evaluate(
+    log_posterior_NC: FloatArray, label_codes_N: IntArray, classes: Sequence[str]
+) -> Metrics:
+    """Compare posteriors with labels.
+
+    Args:
+        log_posterior_NC: log P(class | text) in nats.
+        label_codes_N: number of the true class, -1 for unlabelled rows.
+        classes: names of the C columns.
+
+    Raises:
+        ValueError: when no row has a label.
+    """
+    labelled_N = label_codes_N >= 0
+    truth_N, log_p_NC = label_codes_N[labelled_N], log_posterior_NC[labelled_N]
+    count = len(truth_N)
+    if not count:
+        raise ValueError("no labelled row to evaluate")
+    predicted_N = log_p_NC.argmax(axis=1)
+    correct = int((predicted_N == truth_N).sum())
+    numbers = np.arange(len(classes))
+    precision_C, recall_C, f1_C, support_C = precision_recall_fscore_support(
+        truth_N, predicted_N, labels=numbers, zero_division=0
+    )
+    probability_NC = np.exp(log_p_NC)
+    confidence_N = np.minimum(probability_NC[np.arange(count), predicted_N], 1.0)
+    bins = reliability_bins(confidence_N, predicted_N == truth_N)
+    target_NC = np.eye(len(classes))[truth_N]
+    return Metrics(
+        num_labelled=count,
+        num_unlabelled=int((~labelled_N).sum()),
+        accuracy=correct / count,
+        accuracy_ci95=wilson_interval(correct, count),
+        macro_f1=float(f1_C.mean()),
+        weighted_f1=float((f1_C * support_C).sum() / count),
+        per_class={
+            name: ClassMetrics(
+                float(precision_C[c]), float(recall_C[c]), float(f1_C[c]), int(support_C[c])
+            )
+            for c, name in enumerate(classes)
+        },
+        confusion=tuple(
+            tuple(int(cell) for cell in row)
+            for row in confusion_matrix(truth_N, predicted_N, labels=numbers)
+        ),
+        nll=-float(log_p_NC[np.arange(count), truth_N].mean()),
+        brier=float(((probability_NC - target_NC) ** 2).sum(axis=1).mean()),
+        ece=_expected_calibration_error(bins),
+        reliability=bins,
+    )
+
+
+def _expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    gaps = [
+        abs(found.confidence - found.accuracy) * found.count
+        for found in bins
+        if found.confidence is not None and found.accuracy is not None
+    ]
+    return math.fsum(gaps) / sum(found.count for found in bins)
+
+
+def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Give the Wilson score interval of a proportion (Wilson 1927); inside [0, 1] by construction.
+
+    Unlike the normal interval it is not empty at 0 or 100 % correct. Raises ValueError for count 0.
+    """
+    if count < 1:
+        raise ValueError("an interval needs at least one observation")
+    z = float(ndtri(0.5 + level / 2))
+    share = correct / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count)
+    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # At 0 and at `count` the bound is exactly 0 or 1; rounding must not leave it a hair inside.
+    low = 0.0 if correct == 0 else max(0.0, middle - half)
+    high = 1.0 if correct == count else min(1.0, middle + half)
+    return low, high
+
+
+def reliability_bins(
+    confidence_N: FloatArray, correct_N: npt.NDArray[np.bool_], bins: int = RELIABILITY_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """Sort predictions into equal-width bins ((i)/bins, (i+1)/bins] of their probability.
+
+    The expected calibration error is the mean of |confidence − accuracy| over the bins, weighted by
+    their counts (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    index_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(index_N, minlength=bins)
+    confidences = np.bincount(index_N, weights=confidence_N, minlength=bins)
+    rights = np.bincount(index_N, weights=correct_N.astype(np.float64), minlength=bins)
+    return tuple(
+        ReliabilityBin(
+            lower=float(edges[i]),
+            upper=float(edges[i + 1]),
+            count=int(counts[i]),
+            confidence=float(confidences[i] / counts[i]) if counts[i] else None,
+            accuracy=float(rights[i] / counts[i]) if counts[i] else None,
+        )
+        for i in range(bins)
+    )
+
+
+def perplexities(matrix: LikelihoodMatrix) -> dict[str, Perplexity | None]:
+    """Give each class's perplexity, exp(−Σ scores / Σ tokens), over the texts labelled with it.
+
+    None for a class without texts or tokens, and for scores that are no likelihoods.
+    """
+    found: dict[str, Perplexity | None] = dict.fromkeys(matrix.classes)
+    if not matrix.is_likelihood:
+        return found
+    for c, name in enumerate(matrix.classes):
+        rows_N = matrix.label_codes == c
+        tokens = int(matrix.num_tokens[rows_N].sum())
+        if not tokens:
+            continue
+        # Beyond e^700 a float overflows: such a model is broken, but JSON has no infinity.
+        nll_C = np.minimum(-matrix.scores[rows_N].sum(axis=0) / tokens, 700.0)
+        perplexity_C = np.exp(nll_C)
+        others = np.delete(perplexity_C, c)
+        found[name] = Perplexity(
+            own=float(perplexity_C[c]),
+            others=float(others.mean()) if len(others) else None,
+            texts=int(rows_N.sum()),
+            tokens=tokens,
+        )
+    return found

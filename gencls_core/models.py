@@ -1,0 +1,342 @@
+"""From a model's name to a causal language model that is ready to score or to train.
+
+A name is a preset made from scratch (`scratch:tiny`), a model that `gencls pull` brought, a local
+folder or a Hugging Face hub id. All of them resolve to a folder first (`resolve_model`), so tasks
+and actors load from a path. Loading checks what the exactness rests on: that the model is causal,
+and that its trunk and head, called apart, give the logits that it gives as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from gencls_core.errors import ModelError
+from gencls_core.likelihood import Head
+from gencls_core.model_source import ResolvedModel
+
+__all__ = [
+    "CausalLM",
+    "attach_lora",
+    "document_separator",
+    "load_adapters",
+    "load_causal_lm",
+    "load_tokenizer",
+    "tokenizer_digest",
+]
+
+
+# Progress is the caller's to show; a bar per loaded file would tear its display.
+disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A causal language model taken apart into trunk and head, with its tokenizer.
+
+    `trunk(input_ids [B, T])` gives the last hidden states [B, T, D]; `head` turns [N, D] into
+    logits [N, V].
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    bos_id: int
+    eos_id: int
+    context: int
+    """Tokens that the model reads at once."""
+    vocabulary: int
+
+    def hidden(self, input_ids_BT: Tensor) -> Tensor:
+        """Give the last hidden states [B, T, D] of right-padded inputs."""
+        trunk, _ = _parts(self.model)
+        states: Tensor = trunk(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        return states
+
+    @property
+    def head(self) -> Head:
+        """The map from hidden states [N, D] to logits [N, V]."""
+        _, head = _parts(self.model)
+        cap = getattr(_causal_lm(self.model).config, "final_logit_softcapping", None)
+        scale = getattr(_causal_lm(self.model).config, "logit_scale", None)
+        if cap is None and scale is None:
+            return head
+
+        def scaled(hidden_ND: Tensor) -> Tensor:
+            logits_NV: Tensor = head(hidden_ND)
+            if scale is not None:
+                logits_NV = logits_NV * scale
+            return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
+
+        return scaled
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Give each text's own token ids, without BOS, EOS or any other special token."""
+        ids: list[list[int]] = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        return ids
+
+
+def load_tokenizer(resolved: ResolvedModel) -> Any:
+    """Load a model folder's tokenizer.
+
+    Raises:
+        ModelError: when the folder has none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path, use_fast=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError.of(
+            "the model has no tokenizer that can be loaded",
+            place=resolved.path,
+            found=_first_line(error),
+            expected="tokenizer.json (or vocab.json and merges.txt) beside config.json",
+            remedy="save it there with `tokenizer.save_pretrained(folder)`",
+        ) from None
+    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) == 0:
+        raise ModelError.of(
+            "the model has no fast tokenizer",
+            place=resolved.path,
+            expected="tokenizer.json beside config.json",
+            remedy="save it there with `tokenizer.save_pretrained(folder)`",
+        )
+    return tokenizer
+
+
+def document_separator(tokenizer: Any) -> tuple[int, int]:
+    """Give the ids (BOS, EOS) that stood before and after a document in pretraining.
+
+    GPT-2 and its kin use `<|endoftext|>` for both, also where a chat model's `bos_token` says
+    something else. Otherwise the tokenizer's own BOS and EOS; one of them serves for both where
+    only one is set.
+
+    Raises:
+        ModelError: when the tokenizer has neither.
+    """
+    separator = tokenizer.get_vocab().get("<|endoftext|>")
+    if separator is not None:
+        return separator, separator
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
+        raise ModelError.of(
+            "the tokenizer has neither a BOS nor an EOS token",
+            place=tokenizer.name_or_path,
+            expected="a token that separates documents; the first token is conditioned on it",
+            remedy="set `bos_token` and `eos_token` in tokenizer_config.json",
+        )
+    return (eos if bos is None else bos), (bos if eos is None else eos)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Name a tokenizer by what it does to a text: its whole state and its document separator."""
+    from gencls_core.storage import digest_of
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Padding and truncation are the caller's, and loading may set them.
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return digest_of({"tokenizer": state, "separator": document_separator(tokenizer)})
+
+
+def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) -> CausalLM:
+    """Load weights and tokenizer, and check that the model can be scored exactly.
+
+    Raises:
+        ModelError: when the model is not a causal LM, has no safetensors weights, has no
+            tokenizer, or has a tokenizer that does not fit its vocabulary.
+    """
+    config = _load_config(resolved)
+    tokenizer = load_tokenizer(resolved)
+    try:
+        with _quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                resolved.path, config=config, dtype=dtype, use_safetensors=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError.of(
+            "the model's weights cannot be loaded",
+            place=resolved.path,
+            found=_first_line(error),
+            expected="a causal language model with weights in model.safetensors",
+        ) from None
+    model.eval()
+    return wrap(model, tokenizer, place=resolved.name)
+
+
+def wrap(model: nn.Module, tokenizer: Any, *, place: str) -> CausalLM:
+    """Take a loaded model apart, checking vocabulary, causality and that the parts are the whole.
+
+    Raises:
+        ModelError: when a check fails.
+    """
+    bos_id, eos_id = document_separator(tokenizer)
+    config: Any = _causal_lm(model).config
+    rows = _causal_lm(model).get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise ModelError.of(
+            "the tokenizer does not fit the model's vocabulary",
+            place=place,
+            found=f"token ids up to {highest}",
+            expected=f"ids below {rows}, the rows of the embedding",
+            remedy="use the tokenizer that the model was trained with",
+        )
+    context = getattr(config, "max_position_embeddings", None) or getattr(
+        config, "n_positions", None
+    )
+    wrapped = CausalLM(
+        model=model,
+        tokenizer=tokenizer,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        context=int(context or 2048),
+        vocabulary=rows,
+    )
+    _probe(wrapped, place)
+    return wrapped
+
+
+def attach_lora(lm: CausalLM, rank: int, alpha: float | None) -> CausalLM:
+    """Freeze the weights and add trainable LoRA adapters to every linear layer but the head."""
+    from dataclasses import replace
+
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha if alpha is not None else 2 * rank,
+        target_modules="all-linear",
+        fan_in_fan_out=_uses_conv1d(lm.model),
+    )
+    return replace(lm, model=get_peft_model(lm.model, config))
+
+
+def load_adapters(lm: CausalLM, folders: dict[str, Path]) -> CausalLM:
+    """Load several LoRA adapters onto one base; `model.set_adapter(name)` chooses one."""
+    from dataclasses import replace
+
+    from peft import PeftModel
+
+    model: Any = None
+    for name, folder in folders.items():
+        if model is None:
+            model = PeftModel.from_pretrained(lm.model, str(folder), adapter_name=name)
+        else:
+            model.load_adapter(str(folder), adapter_name=name)
+    model.eval()
+    return replace(lm, model=model)
+
+
+def _load_config(resolved: ResolvedModel) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(resolved.path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError.of(
+            "the model's configuration cannot be read",
+            place=resolved.path,
+            found=_first_line(error),
+            expected="config.json of a model that transformers knows",
+        ) from None
+    architectures = list(getattr(config, "architectures", None) or [])
+    masked = any(
+        "MaskedLM" in name or (name.endswith("ForPreTraining") and "GPT" not in name)
+        for name in architectures
+    )
+    if (
+        type(config) not in AutoModelForCausalLM._model_mapping
+        or getattr(config, "is_encoder_decoder", False)
+        or masked
+        or _is_bidirectional(config)
+    ):
+        raise ModelError.of(
+            "not a causal language model",
+            place=resolved.name,
+            found=f"{config.model_type} ({', '.join(architectures) or 'no architecture named'})",
+            expected="a model that predicts each token from those before it, such as GPT-2",
+            remedy="choose a causal one (--model gpt2); a masked model gives no exact likelihood",
+        )
+    return config
+
+
+def _is_bidirectional(config: Any) -> bool:
+    """Say whether transformers would build an encoder that merely has a causal-LM class."""
+    from transformers import AutoModelForMaskedLM
+
+    return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(
+        config, "is_decoder", False
+    )
+
+
+def _causal_lm(model: Any) -> Any:
+    """Give the plain causal LM inside a LoRA wrapper."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    inner = _causal_lm(model)
+    return getattr(inner, inner.base_model_prefix), inner.get_output_embeddings()
+
+
+@torch.no_grad()
+def _probe(lm: CausalLM, place: str) -> None:
+    """Check on a few tokens that nothing looks ahead, and that head(trunk(x)) is model(x)."""
+    weight = next(lm.model.parameters())
+    training = lm.model.training
+    lm.model.eval()
+    ids = torch.arange(8, device=weight.device)[None] % lm.vocabulary
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % lm.vocabulary
+    whole = lm.model(input_ids=ids, use_cache=False).logits.float()
+    changed = lm.model(input_ids=other, use_cache=False).logits.float()
+    apart = lm.head(lm.hidden(ids)[0]).float()[None]
+    lm.model.train(training)
+    scale = whole.abs().max().item() or 1.0
+    tolerance = scale * (1e-4 if weight.dtype == torch.float32 else 5e-2)
+    if (whole[:, :-1] - changed[:, :-1]).abs().max().item() > tolerance:
+        raise ModelError.of(
+            "the model looks ahead: it is not a causal language model",
+            place=place,
+            found="logits of earlier positions that change with a later token",
+            remedy="choose a causal one, such as --model gpt2",
+        )
+    if (whole - apart).abs().max().item() > tolerance:
+        raise ModelError.of(
+            "the model does more to its logits than trunk and head",
+            place=place,
+            found=f"{type(_causal_lm(lm.model)).__name__}",
+            expected="logits = head(last hidden state), scaled or soft-capped at most",
+            remedy="choose another architecture, or open an issue that names this one",
+        )
+
+
+def _uses_conv1d(model: nn.Module) -> bool:
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Any:
+    """Keep transformers' loading table out of the user's terminal; errors still raise."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,149 @@
+"""Bayes' rule: from log P(text | class) and a prior to log P(class | text).
+
+    a_c(x)       = s · log P(x | c) + b_c + log P(c)
+    log P(c | x) = a_c(x) − log Σ_k exp a_k(x)
+
+with s = 1 and b = 0 where there is no calibration. Neither a prior nor a calibration touches a
+score, so both can be changed without scoring a text again.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+
+from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
+from gencls_core.errors import UsageError
+from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, read_likelihoods
+from gencls_core.scores import Quantity
+
+__all__ = [
+    "Calibration",
+    "LikelihoodMatrix",
+    "fit_calibration",
+    "label_prior",
+    "log_posterior",
+    "posterior_of",
+    "read_likelihoods",
+    "resolve_prior",
+    "why_not_calibrated",
+]
+
+
+def resolve_prior(
+    prior: str, classes: Sequence[str], prior_counts: Mapping[str, int]
+) -> dict[str, float]:
+    """Give each class's prior probability, in the order of `classes`.
+
+    Args:
+        prior: `train` (counts in the train split, one added to each so that no class is
+            impossible), `uniform`, or `World=0.4,Sports=0.6` naming every class.
+        classes: the classes; their names may hold spaces, commas, `/` and `=`.
+        prior_counts: texts per class in the train split.
+
+    Raises:
+        UsageError: when a class is missing, unknown or named twice, or when the numbers are not
+            positive or do not sum to 1 within 1e-6.
+    """
+    prior = prior.strip()
+    if prior == "uniform":
+        return {name: 1.0 / len(classes) for name in classes}
+    if prior == "train":
+        counts = {name: prior_counts.get(name, 0) + 1 for name in classes}
+        return {name: count / sum(counts.values()) for name, count in counts.items()}
+    values = _parse_prior(prior, classes)
+    missing = [name for name in classes if name not in values]
+    if missing:
+        raise _prior_error("the prior leaves classes out", prior, f"no {', '.join(missing)}")
+    total = math.fsum(values.values())
+    if abs(total - 1.0) > 1e-6:
+        raise _prior_error("the prior does not sum to 1", prior, f"a sum of {total:.6g}")
+    return {name: values[name] / total for name in classes}
+
+
+def label_prior(matrix: LikelihoodMatrix) -> dict[str, float]:
+    """Give how often each class occurs among the labels of `matrix`, one added to each count."""
+    codes_N = matrix.label_codes
+    counts_C = np.bincount(codes_N[codes_N >= 0], minlength=len(matrix.classes)) + 1
+    return dict(zip(matrix.classes, (counts_C / counts_C.sum()).tolist(), strict=True))
+
+
+def log_posterior(
+    scores: FloatArray,
+    prior: Mapping[str, float],
+    calibration: Calibration | None = None,
+    *,
+    quantity: Quantity = "log_likelihood",
+) -> FloatArray:
+    """Give log P(class | text) in nats, [N, C].
+
+    Args:
+        scores: [N, C] in nats, columns in the order of `prior`.
+        prior: class → probability. A `log_posterior` was learned together with the class
+            frequencies of its train texts: there the prior is already in it and is not added.
+        calibration: scale and biases, or None for the plain rule.
+        quantity: what `scores` are.
+    """
+    logits_NC = np.asarray(scores, dtype=np.float64)
+    if calibration is not None:
+        biases_C = np.array([calibration.biases[name] for name in prior])
+        logits_NC = calibration.scale * logits_NC + biases_C
+    if quantity != "log_posterior":
+        logits_NC = logits_NC + np.log(list(prior.values()))
+    normalised: FloatArray = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
+    return normalised
+
+
+def posterior_of(
+    matrix: LikelihoodMatrix, prior: Mapping[str, float], calibration: Calibration | None = None
+) -> FloatArray:
+    """Apply `log_posterior` to a matrix, whatever the order of the classes in `prior`."""
+    ordered = {name: prior[name] for name in matrix.classes}
+    return log_posterior(matrix.scores, ordered, calibration, quantity=matrix.quantity)
+
+
+def _parse_prior(prior: str, classes: Sequence[str]) -> dict[str, float]:
+    """Read `name=number,…`, matching known names first: a name may itself hold `,` or `=`."""
+    values: dict[str, float] = {}
+    rest = prior
+    longest_first = sorted(classes, key=len, reverse=True)
+    while rest:
+        rest = rest.lstrip()
+        name = next((known for known in longest_first if rest.startswith(f"{known}=")), None)
+        if name is None:
+            found = rest.split(",", 1)[0].rsplit("=", 1)[0].strip()
+            choices = [*classes, *(("train", "uniform") if "=" not in prior else ())]
+            close = difflib.get_close_matches(found, choices, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise _prior_error(
+                "the prior names no class", prior, repr(found), hint, f"classes: {classes}"
+            )
+        number, _, rest = rest[len(name) + 1 :].partition(",")
+        if name in values:
+            raise _prior_error("the prior names a class twice", prior, repr(name))
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise _prior_error("not a number in the prior", prior, f"{name}={number}") from None
+        if not (0.0 < values[name] < math.inf):
+            raise _prior_error("a prior must be above 0", prior, f"{name}={number}")
+    return values
+
+
+def _prior_error(
+    problem: str, prior: str, found: str, hint: str = "", known: str | None = None
+) -> UsageError:
+    return UsageError.of(
+        problem,
+        place=f"--prior {prior!r}",
+        found=found,
+        expected="`train`, `uniform`, or every class with a number, such as `World=0.4,Sports=0.6`"
+        + (f" ({known})" if known else ""),
+        remedy=f"{hint}name every class once, with positive numbers that sum to 1",
+    )

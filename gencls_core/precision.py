@@ -1,0 +1,34 @@
+"""Which arithmetic a device really does, and what is said where it differs from what was asked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+__all__ = ["Precision", "resolve_precision", "scoring_dtype"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def resolve_precision(asked: str, device: str) -> tuple[Precision, str | None]:
+    """Give the precision to use on `device` (`cpu` or `cuda`), and a note where it is another.
+
+    `auto` is fp32 on a CPU (bf16 moves a text's log-likelihood by some nats), and on a GPU bf16
+    where its hardware has it (compute capability 8.0 and later), else fp16.
+    """
+    if asked == "auto":
+        if device == "cpu":
+            return "fp32", None
+        capable = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+        return ("bf16" if capable or not torch.cuda.is_available() else "fp16"), None
+    if asked == "fp16" and device == "cpu":
+        return "fp32", "fp16 needs a GPU; this run has none and uses fp32 instead"
+    if asked in ("fp32", "bf16", "fp16"):
+        return asked, None  # type: ignore[return-value]
+    raise ValueError(f"unknown precision {asked!r}")
+
+
+def scoring_dtype(precision: Precision) -> torch.dtype:
+    """Give the dtype in which weights are held while scoring; the softmax is float32 always."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

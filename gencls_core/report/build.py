@@ -1,0 +1,269 @@
+"""Build the report of a run from its committed files, and publish it.
+
+Reads run.json, the dataset, the score shards and the class models' commit records, and nothing
+else: a report can be rebuilt anywhere the run directory can be read, without torch or a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.errors import DataError, StoreError
+from gencls_core.metrics import Metrics, evaluate, perplexities
+from gencls_core.posterior import log_posterior, posterior_of, read_likelihoods
+from gencls_core.report.costs import tasks_of, timing_of
+from gencls_core.report.details import details_of
+from gencls_core.report.html import render_html
+from gencls_core.report.inference import Inference, infer, origin_of, prior_counts
+from gencls_core.report.markdown import render_markdown
+from gencls_core.report.predictions import write_predictions
+from gencls_core.report.schema import (
+    BaselineReport,
+    Both,
+    CalibrationReport,
+    ClassReport,
+    DatasetReport,
+    LikelihoodCheck,
+    PerplexityReport,
+    PriorReport,
+    ReliabilityBinReport,
+    Report,
+)
+from gencls_core.run import RunDirectory
+from gencls_core.scores import ShardRecord
+from gencls_core.storage import digest_of, publish_file, write_json
+
+__all__ = ["build_report"]
+
+CLASS_LM = "class-lm"
+
+T = TypeVar("T")
+
+
+def build_report(
+    run: RunDirectory,
+    *,
+    prior: str | None = None,
+    system: str = CLASS_LM,
+    models_of: RunDirectory | None = None,
+) -> Report:
+    """Evaluate the test scores of a run and write predictions.parquet and report.{json,md,html}.
+
+    Arguments are those of `gencls_core.report.inference.infer`. Built twice from the same files,
+    everything but the time of writing is the same byte for byte.
+
+    Raises:
+        DataError: when no test text has a label; predictions can still be had with `infer` and
+            `write_predictions`.
+        StoreError: when scores are missing or contradict each other.
+        UsageError: when the prior cannot be obeyed.
+    """
+    manifest = run.manifest()
+    inference = infer(run, prior=prior, system=system, models_of=models_of)
+    dataset = run.dataset()
+    if (inference.matrix.label_codes < 0).all():
+        raise DataError.of(
+            "no test text has a label, so there is nothing to report",
+            place=run.dataset_path,
+            found=f"{len(inference.matrix.labels):,} unlabelled texts",
+            remedy="predict their classes instead: predictions need no labels",
+        )
+    origin = models_of or origin_of(run, manifest)
+    report = _report(run, origin, manifest, inference, dataset, system)
+    write_predictions(inference, run.predictions_path)
+    write_json(run.report_path / "report.json", report.model_dump(mode="json"))
+    _publish(run, "report.md", render_markdown(report))
+    _publish(run, "report.html", render_html(report, details_of(inference, dataset)))
+    return report
+
+
+def _publish(run: RunDirectory, name: str, text: str) -> None:
+    with publish_file(run.report_path / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _report(
+    run: RunDirectory,
+    origin: RunDirectory,
+    manifest: dict[str, Any],
+    inference: Inference,
+    dataset: Dataset,
+    system: str,
+) -> Report:
+    matrix = inference.matrix
+    plain = evaluate(inference.log_posterior, matrix.label_codes, matrix.classes)
+    calibrated = None
+    if inference.calibrated is not None:
+        calibrated = evaluate(inference.calibrated, matrix.label_codes, matrix.classes)
+
+    def both(value: Callable[[Metrics], T]) -> Both[T]:
+        return Both(
+            uncalibrated=value(plain),
+            calibrated=None if calibrated is None else value(calibrated),
+        )
+
+    records = run.scores.records(system)
+    models = origin if system == CLASS_LM else None
+    tasks = tasks_of(matrix.classes, records, models)
+    baselines, baseline_notes = _baselines(run, origin, inference, system)
+    notes = [*manifest.get("notes", []), *inference.notes, *baseline_notes]
+    notes.extend(_notes_on_classes(plain, inference))
+    untrained = [name for name, task in tasks.items() if task.training is None]
+    if models is not None and untrained:
+        notes.append(f"No committed class model was found for: {', '.join(untrained)}.")
+    return Report(
+        generated=datetime.now(UTC).isoformat(timespec="seconds"),
+        system=system,
+        quantity=matrix.quantity,
+        classes=list(matrix.classes),
+        num_examples=len(matrix.labels),
+        num_unlabelled=plain.num_unlabelled,
+        accuracy=both(lambda m: m.accuracy),
+        accuracy_ci95=both(lambda m: m.accuracy_ci95),
+        macro_f1=both(lambda m: m.macro_f1),
+        weighted_f1=both(lambda m: m.weighted_f1),
+        nll=both(lambda m: m.nll),
+        brier=both(lambda m: m.brier),
+        ece=both(lambda m: m.ece),
+        per_class=both(
+            lambda m: {name: ClassReport(**asdict(of)) for name, of in m.per_class.items()}
+        ),
+        confusion=both(lambda m: [list(row) for row in m.confusion]),
+        reliability=both(lambda m: [ReliabilityBinReport(**asdict(b)) for b in m.reliability]),
+        prior=PriorReport(name=inference.prior_name, per_class=inference.prior),
+        calibration=_calibration(inference),
+        perplexity={
+            name: None if found is None else PerplexityReport(**asdict(found))
+            for name, found in perplexities(matrix).items()
+        },
+        truncated=int(matrix.truncated.sum()),
+        windowed=int((matrix.num_windows > 1).sum()),
+        baselines=baselines,
+        likelihood_check=_likelihood_check(inference),
+        timing=timing_of(tasks, manifest.get("seconds")),
+        tasks=tasks,
+        dataset=DatasetReport(
+            name=dataset.name,
+            fingerprint=dataset.fingerprint,
+            source=dataset.source,
+            counts={name: dict(split.class_counts) for name, split in dataset.splits.items()},
+            warnings=list(dataset.warnings),
+        ),
+        model=manifest["model"],
+        config=manifest["config"],
+        environment=manifest["environment"],
+        score_digest=_score_digest(records),
+        notes=notes,
+    )
+
+
+def _score_digest(records: list[ShardRecord]) -> str:
+    return digest_of([[r.class_name, r.index, r.count, r.rows, r.sha256] for r in records])
+
+
+def _calibration(inference: Inference) -> CalibrationReport | None:
+    fit = inference.fit
+    if fit is None:
+        return None
+    before, after = (
+        evaluate(
+            posterior_of(fit.texts, fit.text_prior, calibration),
+            fit.texts.label_codes,
+            fit.texts.classes,
+        )
+        for calibration in (None, fit.calibration)
+    )
+    return CalibrationReport(
+        scale=fit.calibration.scale,
+        biases=fit.calibration.biases,
+        num_texts=before.num_labelled,
+        nll_before=before.nll,
+        nll_after=after.nll,
+    )
+
+
+def _likelihood_check(inference: Inference) -> LikelihoodCheck | None:
+    matrix = inference.matrix
+    if matrix.loss_scores is None:
+        return None
+    ordered = {name: inference.prior[name] for name in matrix.classes}
+    by_loss = log_posterior(matrix.loss_scores, ordered, quantity=matrix.quantity)
+    difference_NC = np.abs(matrix.scores - matrix.loss_scores)
+    return LikelihoodCheck(
+        rows=int(difference_NC.size),
+        max_abs_difference=float(difference_NC.max()),
+        mean_abs_difference=float(difference_NC.mean()),
+        argmax_disagreements=int(
+            (by_loss.argmax(axis=1) != inference.log_posterior.argmax(axis=1)).sum()
+        ),
+    )
+
+
+def _baselines(
+    run: RunDirectory, origin: RunDirectory, inference: Inference, system: str
+) -> tuple[dict[str, BaselineReport], list[str]]:
+    matrix = inference.matrix
+    found: dict[str, BaselineReport] = {}
+    notes = []
+    for name in run.scores.systems():
+        if name == system:
+            continue
+        try:
+            other = read_likelihoods(run.scores, name, matrix.classes)
+        except StoreError as error:
+            # An unfinished comparison must not take the finished result away.
+            notes.append(f"The baseline {name} is left out: {str(error).splitlines()[0]}.")
+            continue
+        if not (other.label_codes >= 0).any():
+            notes.append(f"The baseline {name} is left out: it scored no labelled text.")
+            continue
+        found[name] = _as_baseline(
+            evaluate(posterior_of(other, inference.prior), other.label_codes, matrix.classes)
+        )
+        if not other.example_ids.equals(matrix.example_ids):
+            notes.append(f"The baseline {name} was not scored on the same texts in the same order.")
+    counts = prior_counts(run, origin)
+    largest = max(matrix.classes, key=lambda name: counts.get(name, 0))
+    constant = np.full(matrix.scores.shape, -np.inf)
+    constant[:, matrix.classes.index(largest)] = 0.0
+    found["majority"] = _as_baseline(evaluate(constant, matrix.label_codes, matrix.classes))
+    return found, notes
+
+
+def _as_baseline(metrics: Metrics) -> BaselineReport:
+    return BaselineReport(
+        accuracy=metrics.accuracy,
+        accuracy_ci95=metrics.accuracy_ci95,
+        macro_f1=metrics.macro_f1,
+        num_examples=metrics.num_labelled,
+    )
+
+
+def _notes_on_classes(metrics: Metrics, inference: Inference) -> list[str]:
+    notes = []
+    empty = [name for name, of in metrics.per_class.items() if not of.support]
+    if empty:
+        notes.append(
+            f"The test split has no text of: {', '.join(empty)}. Their precision, recall and F1 "
+            "are 0 and count in macro F1."
+        )
+    if metrics.num_unlabelled:
+        notes.append(
+            f"{metrics.num_unlabelled:,} test texts have no label and are left out of every figure."
+        )
+    fit = inference.fit
+    if fit is not None:
+        held_out = set(fit.texts.labels)
+        absent = [name for name in fit.texts.classes if name not in held_out]
+        if absent:
+            notes.append(
+                f"No held-out text is of: {', '.join(absent)}. The calibration has nothing to go "
+                "by for them."
+            )
+    return notes

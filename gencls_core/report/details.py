@@ -1,0 +1,95 @@
+"""What the page shows beyond report.json: single texts, and how far apart the classes are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.report.inference import Inference
+from gencls_core.score_matrix import BoolArray, FloatArray
+
+__all__ = ["SHOWN_MISTAKES", "Details", "Mistake", "details_of"]
+
+SHOWN_MISTAKES = 20
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test text that was labelled wrongly."""
+
+    example_id: str
+    text: str | None
+    """None where the dataset no longer holds the text under this id."""
+    label: str
+    predicted: str
+    margin: float
+    """log P(predicted class) − log P(true class), in nats."""
+    calibrated_probability: float | None
+    """Of the wrongly predicted class, where there is a calibration."""
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Details:
+    """Figures over the M labelled texts that are drawn, not stored."""
+
+    ratios: FloatArray
+    """[M] score under the true class minus the best score under another class, in nats."""
+    correct: BoolArray
+    """[M] whether the uncalibrated prediction is right."""
+    mistakes: tuple[Mistake, ...]
+    """The most confident ones, most confident first."""
+
+
+def details_of(inference: Inference, dataset: Dataset) -> Details:
+    """Collect the ratios and the most confident mistakes of the uncalibrated predictions."""
+    matrix, log_posterior_NC = inference.matrix, inference.log_posterior
+    rows_M = np.flatnonzero(matrix.label_codes >= 0)
+    truth_M = matrix.label_codes[rows_M]
+    predicted_M = log_posterior_NC[rows_M].argmax(axis=1)
+    others_MC = matrix.scores[rows_M]
+    own_M = others_MC[np.arange(len(rows_M)), truth_M]
+    others_MC[np.arange(len(rows_M)), truth_M] = -np.inf
+    margin_M = (
+        log_posterior_NC[rows_M, predicted_M] - log_posterior_NC[rows_M, truth_M]
+    )  # 0 where the prediction is right
+    wrong = np.flatnonzero(predicted_M != truth_M)
+    # Stable: equal margins keep the order of the test split, and the page its bytes.
+    chosen = wrong[np.argsort(-margin_M[wrong], kind="stable")][:SHOWN_MISTAKES]
+    return Details(
+        ratios=own_M - others_MC.max(axis=1),
+        correct=predicted_M == truth_M,
+        mistakes=tuple(
+            _mistake(inference, dataset, int(rows_M[i]), int(predicted_M[i]), float(margin_M[i]))
+            for i in chosen
+        ),
+    )
+
+
+def _mistake(
+    inference: Inference, dataset: Dataset, row: int, predicted: int, margin: float
+) -> Mistake:
+    matrix = inference.matrix
+    probability = None
+    if inference.calibrated is not None:
+        probability = float(np.exp(inference.calibrated[row, predicted]))
+    example_id = matrix.example_id(row)
+    return Mistake(
+        example_id=example_id,
+        text=_text_of(dataset, row, example_id),
+        label=matrix.labels[row] or "",
+        predicted=matrix.classes[predicted],
+        margin=margin,
+        calibrated_probability=probability,
+        num_tokens=int(matrix.num_tokens[row]),
+    )
+
+
+def _text_of(dataset: Dataset, row: int, example_id: str) -> str | None:
+    """Read one text; scores are in the order of the test split, so its row is known."""
+    found = dataset.read("test", row, row + 1).to_pylist()
+    if not found or found[0]["example_id"] != example_id:
+        return None
+    return str(found[0]["text"])

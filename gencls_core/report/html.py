@@ -1,0 +1,196 @@
+"""report.html: one page that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from gencls_core.report import plots, words
+from gencls_core.report.details import Details, Mistake
+from gencls_core.report.schema import Report
+
+__all__ = ["render_html"]
+
+_TABLE_CLASSES = 16
+"""Classes up to which the confusion matrix is a table; beyond, it is drawn."""
+_SHOWN_CHARACTERS = 400
+_KEPT_CHARACTERS = 20_000
+"""A page with twenty whole books in it would be of no use."""
+_SHOWN_CURVES = 24
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure, uncalibrated beside calibrated."""
+
+    name: str
+    meaning: str
+    uncalibrated: str
+    calibrated: str
+
+
+@dataclass(frozen=True)
+class _Cell:
+    count: int
+    share: float
+    diagonal: bool
+
+    @property
+    def shade(self) -> int:
+        """Strength of the cell's colour in percent; 0 only for an empty cell."""
+        return 0 if not self.count else round(8 + 52 * self.share)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text for display."""
+
+    start: str
+    rest: bool
+    whole: str
+    left_out: int
+
+
+def render_html(report: Report, details: Details) -> str:
+    """Give the page; everything from the data set is escaped."""
+    curves = plots.training_plots(report, _SHOWN_CURVES)
+    trained = sum(task.training is not None for task in report.tasks.values())
+    return _template().render(
+        report=report,
+        headline=words.headline(report),
+        figures=_figures(report),
+        confusion=_confusion(report) if len(report.classes) <= _TABLE_CLASSES else None,
+        confusion_svg=(
+            None if len(report.classes) <= _TABLE_CLASSES else plots.confusion_plot(report)
+        ),
+        confusions=_largest_confusions(report),
+        accuracy_svg=plots.accuracy_plot(report),
+        reliability_svg=plots.reliability_plot(report),
+        ratio_svg=plots.ratio_plot(details, likelihood=report.quantity != "log_posterior"),
+        median_ratio=words.nats(float(np.median(details.ratios))),
+        curves=curves,
+        curves_left_out=max(0, trained - len(curves)) if curves else 0,
+        mistakes=[(mistake, _text(mistake)) for mistake in details.mistakes],
+        mistakes_in_all=int((~details.correct).sum()),
+        settings=_settings(report),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gencls_core.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent,
+        count=words.count,
+        nats=words.nats,
+        number=words.number,
+        perplexity=words.perplexity,
+        duration=words.duration,
+        memory=words.memory,
+        system_name=words.system_name,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _figures(report: Report) -> list[_Figure]:
+    def interval(bounds: tuple[float, float] | None) -> str:
+        if bounds is None:
+            return "–"
+        return f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}{words.NBSP}%"
+
+    accuracy, intervals = report.accuracy, report.accuracy_ci95
+    figures = [
+        _Figure(
+            "Accuracy",
+            "texts labelled correctly",
+            words.percent(accuracy.uncalibrated),
+            words.percent(accuracy.calibrated),
+        ),
+        _Figure(
+            f"95{words.NBSP}% interval",
+            "Wilson, of the accuracy",
+            interval(intervals.uncalibrated),
+            interval(intervals.calibrated),
+        ),
+    ]
+    for name, meaning, both, shown in (
+        ("Macro F1", "mean over the classes", report.macro_f1, words.number),
+        ("Weighted F1", "mean weighted by texts", report.weighted_f1, words.number),
+        ("NLL", "nats per text; lower is better", report.nll, words.nats),
+        ("Brier score", "0 is perfect, 2 worst", report.brier, words.number),
+        ("Calibration error", "expected, 15 bins; 0 is best", report.ece, words.number),
+    ):
+        figures.append(_Figure(name, meaning, shown(both.uncalibrated), shown(both.calibrated)))
+    return figures
+
+
+def _confusion(report: Report) -> list[tuple[str, list[_Cell]]]:
+    return [
+        (
+            name,
+            [
+                _Cell(cell, cell / max(1, sum(row)), number == column)
+                for column, cell in enumerate(row)
+            ],
+        )
+        for number, (name, row) in enumerate(
+            zip(report.classes, report.confusion.uncalibrated, strict=True)
+        )
+    ]
+
+
+def _largest_confusions(report: Report, limit: int = 15) -> list[tuple[str, str, int]]:
+    found = [
+        (report.classes[row], report.classes[column], cell)
+        for row, cells in enumerate(report.confusion.uncalibrated)
+        for column, cell in enumerate(cells)
+        if row != column and cell
+    ]
+    return sorted(found, key=lambda pair: -pair[2])[:limit]
+
+
+def _text(mistake: Mistake) -> _Text:
+    text = mistake.text
+    if text is None:
+        return _Text("(the dataset no longer holds this text)", False, "", 0)
+    start = text[:_SHOWN_CHARACTERS]
+    if len(text) > _SHOWN_CHARACTERS:
+        # Cut between words where there are words.
+        start = (start.rsplit(maxsplit=1) or [start])[0] if " " in start else start
+    return _Text(
+        start=start,
+        rest=len(text) > _SHOWN_CHARACTERS,
+        whole=text[:_KEPT_CHARACTERS],
+        left_out=max(0, len(text) - _KEPT_CHARACTERS),
+    )
+
+
+def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Give every section of the settings as names and values."""
+    sections: dict[str, list[tuple[str, str]]] = {"run": []}
+    for name, value in report.config.items():
+        if isinstance(value, dict):
+            sections[name] = [(key, _shown(entry)) for key, entry in value.items()]
+        else:
+            sections["run"].append((name, _shown(value)))
+    return [(name, entries) for name, entries in sections.items() if entries]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,127 @@
+"""From a run directory to posteriors: which scores, which prior, which calibration.
+
+Nothing is scored here. Everything comes from the committed Parquet files, so that another prior,
+or a lost report, costs seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.errors import StoreError
+from gencls_core.posterior import label_prior, posterior_of, resolve_prior
+from gencls_core.run import RunDirectory
+from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, read_likelihoods
+
+__all__ = ["CalibrationFit", "Inference", "infer"]
+
+
+@dataclass(frozen=True)
+class CalibrationFit:
+    """A calibration, and what it did to the texts that it was fitted on."""
+
+    calibration: Calibration
+    texts: LikelihoodMatrix
+    """Scores of the validation texts."""
+    text_prior: dict[str, float]
+    """How often the classes occur among them: the prior that the biases were fitted beside."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Posteriors of a run's test texts, with everything they depend on."""
+
+    matrix: LikelihoodMatrix
+    prior_name: str
+    prior: dict[str, float]
+    fit: CalibrationFit | None
+    notes: tuple[str, ...]
+    """Why there is no calibration, where there is none."""
+    log_posterior: FloatArray
+    """[N, C] nats, uncalibrated."""
+    calibrated: FloatArray | None
+    """[N, C] nats, calibrated."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration, where there is one."""
+        return None if self.fit is None else self.fit.calibration
+
+
+def infer(
+    run: RunDirectory,
+    *,
+    prior: str | None = None,
+    system: str = "class-lm",
+    models_of: RunDirectory | None = None,
+) -> Inference:
+    """Apply Bayes' rule to the test scores of `run`.
+
+    Args:
+        run: a run or evaluation directory.
+        prior: see `gencls_core.posterior.resolve_prior`; default: the run's own setting.
+        system: the system whose scores are read.
+        models_of: the run whose models scored the texts, where `run` is an evaluation: the train
+            counts and the validation scores are its. Default: `calibration_run` of run.json, or
+            the run itself.
+
+    Raises:
+        StoreError: when scores are missing or contradict each other.
+        UsageError: when the prior cannot be obeyed.
+    """
+    manifest = run.manifest()
+    classes = tuple(manifest["classes"])
+    origin = models_of or origin_of(run, manifest)
+    prior_name = prior if prior is not None else manifest["config"]["posterior"]["prior"]
+    counts = prior_counts(run, origin)
+    prior_of_class = resolve_prior(prior_name, classes, counts)
+    matrix = read_likelihoods(run.scores, system, classes)
+    fit, notes = _fit(origin, system, classes)
+    calibrated = None
+    if fit is not None:
+        calibrated = posterior_of(matrix, prior_of_class, fit.calibration)
+    return Inference(
+        matrix=matrix,
+        prior_name=prior_name,
+        prior=prior_of_class,
+        fit=fit,
+        notes=notes,
+        log_posterior=posterior_of(matrix, prior_of_class),
+        calibrated=calibrated,
+    )
+
+
+def origin_of(run: RunDirectory, manifest: dict[str, Any]) -> RunDirectory:
+    """Give the run that trained the models and scored the validation texts."""
+    named = manifest.get("calibration_run")
+    return RunDirectory(run.path / Path(named)) if named else run
+
+
+def prior_counts(run: RunDirectory, origin: RunDirectory) -> dict[str, int]:
+    """Give the train counts of the run whose models are used, else those of the run itself."""
+    if (origin.dataset_path / "dataset.json").exists():
+        return Dataset.open(origin.dataset_path).prior_counts
+    return run.dataset().prior_counts
+
+
+def _fit(
+    origin: RunDirectory, system: str, classes: tuple[str, ...]
+) -> tuple[CalibrationFit | None, tuple[str, ...]]:
+    unavailable = "Calibrated figures are not available: "
+    if not origin.validation_scores.records(system):
+        return None, (f"{unavailable}no validation text was scored by {system}.",)
+    try:
+        texts = read_likelihoods(origin.validation_scores, system, classes)
+    except StoreError as error:
+        # Validation scores are a help, not the result: the test figures stand without them.
+        return None, (f"{unavailable}the validation scores are not whole ({error}).",)
+    reason = why_not_calibrated(texts)
+    text_prior = label_prior(texts)
+    calibration = fit_calibration(texts, text_prior)
+    if calibration is None:
+        return None, (f"{unavailable}{reason}.",)
+    return CalibrationFit(calibration, texts, text_prior), ()

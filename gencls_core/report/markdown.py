@@ -1,0 +1,137 @@
+"""report.md: the figures of a report as Markdown tables, for a terminal or a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gencls_core.report import words
+from gencls_core.report.schema import Report
+
+__all__ = ["render_markdown"]
+
+_ESCAPED = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
+
+
+def render_markdown(report: Report) -> str:
+    """Give the report as GitHub-flavoured Markdown; it holds no text of the data set."""
+    parts = [
+        f"# {_text(report.dataset.name)}: generative text classification",
+        " ".join(words.headline(report)),
+        f"Written {report.generated} from the scores {report.score_digest[:12]}.",
+        "## Figures",
+        _figures(report),
+        "## Classes",
+        _classes(report),
+        "## Confusion matrix",
+        "Texts; rows are the true classes, columns the predicted ones, uncalibrated.",
+        _confusion(report),
+        "## Cost",
+        _costs(report),
+        "## Data and settings",
+        _settings(report),
+    ]
+    notes = [*report.notes, *report.dataset.warnings]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {_text(note)}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(report: Report) -> str:
+    intervals = report.accuracy_ci95
+    rows = [
+        [
+            "accuracy",
+            words.accuracy_sentence(report.accuracy.uncalibrated, intervals.uncalibrated),
+            "–"
+            if report.accuracy.calibrated is None or intervals.calibrated is None
+            else words.accuracy_sentence(report.accuracy.calibrated, intervals.calibrated),
+        ]
+    ]
+    for name, both, shown in (
+        ("macro F1", report.macro_f1, words.number),
+        ("weighted F1", report.weighted_f1, words.number),
+        ("NLL (nats per text)", report.nll, words.nats),
+        ("Brier score", report.brier, words.number),
+        ("expected calibration error", report.ece, words.number),
+    ):
+        rows.append([name, shown(both.uncalibrated), shown(both.calibrated)])
+    return _table(["figure", "uncalibrated", "calibrated"], rows)
+
+
+def _classes(report: Report) -> str:
+    rows = []
+    for name, of in report.per_class.uncalibrated.items():
+        perplexity = report.perplexity[name]
+        rows.append(
+            [
+                _text(name),
+                words.count(of.support),
+                words.number(of.precision),
+                words.number(of.recall),
+                words.number(of.f1),
+                words.number(
+                    report.per_class.calibrated[name].f1 if report.per_class.calibrated else None
+                ),
+                words.perplexity(perplexity.own if perplexity else None),
+                words.perplexity(perplexity.others if perplexity else None),
+            ]
+        )
+    head = ["class", "texts", "precision", "recall", "F1", "F1 calibrated"]
+    return _table([*head, "perplexity", "under the others"], rows)
+
+
+def _confusion(report: Report) -> str:
+    rows = [
+        [f"**{_text(name)}**", *map(words.count, cells)]
+        for name, cells in zip(report.classes, report.confusion.uncalibrated, strict=True)
+    ]
+    return _table(["", *map(_text, report.classes)], rows)
+
+
+def _costs(report: Report) -> str:
+    rows = []
+    for name, task in report.tasks.items():
+        training = task.training
+        rows.append(
+            [
+                _text(name),
+                words.duration(training.seconds if training else None),
+                words.count(round(training.tokens_per_second) if training else None),
+                words.memory(training.peak_memory_bytes if training else None),
+                words.memory(training.peak_gpu_memory_bytes if training else None),
+                words.duration(task.scoring.seconds),
+                words.memory(task.scoring.peak_memory_bytes),
+            ]
+        )
+    head = ["class", "training", "tokens/s", "memory", "GPU memory", "scoring", "scoring memory"]
+    return _table(head, rows)
+
+
+def _settings(report: Report) -> str:
+    prior = ", ".join(f"{_text(n)} {p:.3f}" for n, p in report.prior.per_class.items())
+    calibration = "none"
+    if report.calibration is not None:
+        calibration = (
+            f"scale {report.calibration.scale:.4g}, fitted on "
+            f"{words.count(report.calibration.num_texts)} held-out texts"
+        )
+    rows = [
+        ["model", _text(str(report.model.get("name", "–")))],
+        ["prior", f"{_text(report.prior.name)} ({prior})"],
+        ["calibration", calibration],
+        ["truncated texts", words.count(report.truncated)],
+        ["texts in several windows", words.count(report.windowed)],
+        ["dataset fingerprint", f"`{report.dataset.fingerprint}`"],
+        ["wall time", words.duration(report.timing.wall_seconds)],
+    ]
+    return _table(["setting", "value"], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _text(value: str) -> str:
+    """Make a name safe inside a table cell."""
+    return " ".join(value.translate(_ESCAPED).split())

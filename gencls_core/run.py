@@ -1,0 +1,163 @@
+"""The run directory: where everything of one run lies.
+
+<run>/run.json              what was asked, on which data and machine, and how it stands
+<run>/events.jsonl          what happened, one line each, with times
+<run>/dataset/              the prepared dataset
+<run>/base/                 tokenizer and start weights of a model made from scratch
+<run>/models/<class>/       Hugging Face format (or LoRA adapter) + committed.json
+<run>/scores/               test scores      (see gencls_core.scores)
+<run>/validation-scores/    validation scores, for calibration
+<run>/report/               report.json, report.md, report.html, predictions.parquet
+<run>/evaluations/<id>/     the same layout without models: other texts scored by this run's models
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.errors import StoreError
+from gencls_core.scores import ScoreStore
+from gencls_core.storage import class_directory_name, read_json, write_json
+
+__all__ = ["RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
+
+RUN_FORMAT = 1
+
+RunStatus = Literal["running", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run, and its manifest `run.json`."""
+
+    path: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        """The run's manifest."""
+        return self.path / "run.json"
+
+    @property
+    def events_path(self) -> Path:
+        """The run's event log."""
+        return self.path / "events.jsonl"
+
+    @property
+    def dataset_path(self) -> Path:
+        """The prepared dataset."""
+        return self.path / "dataset"
+
+    @property
+    def base_path(self) -> Path:
+        """Tokenizer and start weights of a model made from scratch."""
+        return self.path / "base"
+
+    @property
+    def models_path(self) -> Path:
+        """The class models."""
+        return self.path / "models"
+
+    @property
+    def report_path(self) -> Path:
+        """The report's folder."""
+        return self.path / "report"
+
+    @property
+    def predictions_path(self) -> Path:
+        """One row per test example, written with the report."""
+        return self.report_path / "predictions.parquet"
+
+    @property
+    def scores(self) -> ScoreStore:
+        """Scores of the test split."""
+        return ScoreStore(self.path / "scores")
+
+    @property
+    def validation_scores(self) -> ScoreStore:
+        """Scores of the validation split."""
+        return ScoreStore(self.path / "validation-scores")
+
+    def model_path(self, class_name: str) -> Path:
+        """The folder of one class model."""
+        return self.models_path / class_directory_name(class_name)
+
+    def dataset(self) -> Dataset:
+        """Open the run's dataset; raises DataError where it has none."""
+        return Dataset.open(self.dataset_path)
+
+    def evaluation(self, fingerprint: str) -> RunDirectory:
+        """The directory in which other texts are scored by this run's models."""
+        return RunDirectory(self.path / "evaluations" / fingerprint[:16])
+
+    def manifest(self) -> dict[str, Any]:
+        """Read `run.json`.
+
+        Raises:
+            StoreError: when the folder is not a run directory of this format.
+        """
+        try:
+            values: dict[str, Any] = read_json(self.manifest_path)
+        except FileNotFoundError:
+            raise StoreError.of(
+                "not a run directory",
+                place=self.path,
+                found="no run.json",
+                remedy="give the --output-dir of a `gencls run` or `gencls train`",
+            ) from None
+        except ValueError as error:
+            raise StoreError.of(
+                "broken run manifest",
+                place=self.manifest_path,
+                found=str(error),
+                remedy="run the same command again: it is written anew",
+            ) from None
+        if values.get("format") != RUN_FORMAT:
+            raise StoreError.of(
+                "run directory of another format",
+                place=self.manifest_path,
+                found=repr(values.get("format")),
+                expected=str(RUN_FORMAT),
+            )
+        return values
+
+    def write_manifest(self, values: dict[str, Any]) -> None:
+        """Publish `run.json`; `format` and `updated` are added."""
+        write_json(
+            self.manifest_path,
+            {"format": RUN_FORMAT, **values, "updated": datetime.now(UTC).isoformat()},
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Say on what the run was made: versions, machine, git commit of the working folder."""
+    names = ("gencls", "torch", "transformers", "ray", "pyarrow", "peft", "tokenizers")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "host": platform.node(),
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

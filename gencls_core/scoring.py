@@ -1,0 +1,272 @@
+"""Texts × class models → exact log-likelihoods.
+
+Every class model reads the same windows of the same tokens, so differences between classes come
+from the models alone. A text's log-likelihood is the float64 sum of its tokens' float32
+log-probabilities.
+
+Shapes: B windows, T padded length, N scored positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from gencls_core.class_models import ClassModel
+from gencls_core.config import ScoringConfig, SequenceConfig
+from gencls_core.errors import ModelError
+from gencls_core.likelihood import pad_windows, token_log_probs
+from gencls_core.model_source import ResolvedModel
+from gencls_core.models import CausalLM, load_adapters, load_causal_lm, tokenizer_digest
+from gencls_core.scores import SCORE_SCHEMA
+from gencls_core.tokenization import (
+    SequencePolicy,
+    TokenizedText,
+    Window,
+    batches_by_token_budget,
+    windows_of,
+)
+
+__all__ = ["ClassModelSet", "TextScores", "score_table", "score_texts"]
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What one class model says of a list of texts.
+
+    `token_scores[i]` are text i's log-probabilities in nats, one per scored token.
+    """
+
+    token_scores: list[NDArray[np.float32]]
+
+    @property
+    def log_likelihoods(self) -> NDArray[np.float64]:
+        """Sums per text, in nats, added up in float64."""
+        return np.array([s.sum(dtype=np.float64) for s in self.token_scores], dtype=np.float64)
+
+
+@torch.inference_mode()
+def score_texts(
+    lm: CausalLM,
+    texts: Sequence[TokenizedText],
+    *,
+    window: int,
+    tokens_per_batch: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> TextScores:
+    """Score tokenised texts under one model.
+
+    Args:
+        lm: the model; its device and dtype are used as they are.
+        texts: sequences made by `TokenizedText.of`.
+        window: input tokens that the model reads at once.
+        tokens_per_batch: padded tokens that go through the model at once.
+        on_batch: called with the number of tokens scored so far in this call.
+    """
+    device = next(lm.model.parameters()).device
+    scores = [np.zeros(len(text), dtype=np.float32) for text in texts]
+    done = 0
+    for batch in batches_by_token_budget(windows_of(texts, window), tokens_per_batch):
+        log_probs = _score_batch(lm, texts, batch, device)
+        offset = 0
+        for part in batch:
+            count = part.stop - part.score_from
+            scores[part.text][part.score_from : part.stop] = log_probs[offset : offset + count]
+            offset += count
+        done += offset
+        if on_batch is not None:
+            on_batch(done)
+    return TextScores(scores)
+
+
+def _score_batch(
+    lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window], device: torch.device
+) -> NDArray[np.float32]:
+    """Score one padded batch; gives the scored positions of its windows, one after the other."""
+    rows = [torch.from_numpy(texts[w.text].inputs[w.start : w.stop]).long() for w in batch]
+    targets = [texts[w.text].targets[w.score_from : w.stop] for w in batch]
+    targets_N = torch.from_numpy(np.concatenate(targets)).long()
+    hidden_BTD = lm.hidden(pad_windows(rows, lm.eos_id).to(device))
+    hidden_ND = torch.cat(
+        [hidden_BTD[i, w.score_from - w.start : w.stop - w.start] for i, w in enumerate(batch)]
+    )
+    scores_N = token_log_probs(hidden_ND, lm.head, targets_N.to(device), lm.vocabulary)
+    result: NDArray[np.float32] = scores_N.cpu().numpy()
+    return result
+
+
+class ClassModelSet:
+    """All class models of a run in one process, ready to score.
+
+    Models with own weights are loaded whole; LoRA adapters share one base.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ClassModel],
+        base: Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        """Load the models.
+
+        Args:
+            models: committed class models.
+            base: folder of the base model; read only for LoRA adapters.
+            dtype: of the weights; the softmax is float32 whatever it is.
+            device: torch device.
+
+        Raises:
+            ModelError: when the models do not share one tokenizer.
+        """
+        digests = {model.tokenizer_digest for model in models}
+        if len(digests) != 1:
+            raise ModelError.of(
+                "the class models do not share one tokenizer",
+                found=", ".join(f"{m.class_name}: {m.tokenizer_digest[:12]}" for m in models),
+                expected="one tokenizer: likelihoods of different tokens cannot be compared",
+                remedy="train all classes with the same --model",
+            )
+        self.class_names = tuple(model.class_name for model in models)
+        self._adapters: dict[str, str] = {}
+        self._models: dict[str, CausalLM] = {}
+        adapters = {m.class_name: m.path for m in models if m.kind == "lora"}
+        if adapters:
+            # Adapter names become module names, where a dot is not allowed.
+            self._adapters = {name: f"class_{i}" for i, name in enumerate(adapters)}
+            whole = load_causal_lm(ResolvedModel.of_folder(str(base), base), dtype)
+            shared = load_adapters(
+                whole, {self._adapters[name]: path for name, path in adapters.items()}
+            )
+            shared.model.to(device)
+            self._models.update(dict.fromkeys(adapters, shared))
+        for model in models:
+            if model.kind != "lora":
+                resolved = ResolvedModel(model.class_name, model.path, model.digest, 0, {})
+                self._models[model.class_name] = load_causal_lm(resolved, dtype)
+                self._models[model.class_name].model.to(device)
+        self.any = self._models[self.class_names[0]]
+        found = tokenizer_digest(self.any.tokenizer)
+        if digests != {found}:
+            raise ModelError.of(
+                "a class model's tokenizer is not the one it was committed with",
+                place=models[0].path,
+                found=found[:12],
+                expected=next(iter(digests))[:12],
+                remedy="run the training command again",
+            )
+
+    def model(self, class_name: str) -> CausalLM:
+        """Give one class's model, its adapter switched on."""
+        lm = self._models[class_name]
+        if class_name in self._adapters:
+            lm.model.set_adapter(self._adapters[class_name])  # type: ignore[operator]
+        return lm
+
+    def policy(self, config: SequenceConfig) -> SequencePolicy:
+        """Bind the sequence settings to these models."""
+        lm = self.any
+        return SequencePolicy.resolve(
+            config, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
+        )
+
+    def score(
+        self,
+        examples: pa.Table,
+        class_name: str,
+        sequence: SequenceConfig,
+        scoring: ScoringConfig,
+        *,
+        encoded: list[list[int]] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> pa.Table:
+        """Score examples (EXAMPLE_SCHEMA) under one class; gives rows in SCORE_SCHEMA, in order.
+
+        Args:
+            encoded: token ids of the examples' texts, where the caller scores several classes.
+            on_batch: called with the number of tokens scored so far.
+        """
+        lm = self.model(class_name)
+        policy = self.policy(sequence)
+        ids = encoded if encoded is not None else self.encode(examples)
+        texts = [TokenizedText.of(tokens, policy) for tokens in ids]
+        scores = score_texts(
+            lm,
+            texts,
+            window=policy.window,
+            tokens_per_batch=scoring.tokens_per_batch,
+            on_batch=on_batch,
+        )
+        loss_scores = None
+        if scoring.likelihood == "loss":
+            loss_scores = _loss_scores(lm, ids, policy, scoring.tokens_per_batch)
+        return score_table(examples, texts, scores, policy, scoring, loss_scores)
+
+    def encode(self, examples: pa.Table) -> list[list[int]]:
+        """Tokenise the examples' texts once for all classes."""
+        return self.any.encode(examples.column("text").to_pylist())
+
+
+def _loss_scores(
+    lm: CausalLM, ids: list[list[int]], policy: SequencePolicy, tokens_per_batch: int
+) -> NDArray[np.float64]:
+    """Score as the original experiment did: minus the mean loss times the number of tokens.
+
+    It has no BOS and no EOS, cuts at the model's context, averages over the n − 1 tokens that have
+    a predecessor and multiplies by n: near the exact sum, but not it.
+    """
+    cut = [tokens[: policy.window] for tokens in ids]
+    texts = [
+        TokenizedText(
+            np.array(tokens[:-1], dtype=np.int32), np.array(tokens[1:], dtype=np.int32), False
+        )
+        for tokens in cut
+    ]
+    sums = score_texts(
+        lm, texts, window=policy.window, tokens_per_batch=tokens_per_batch
+    ).log_likelihoods
+    lengths = np.array([len(tokens) for tokens in cut], dtype=np.float64)
+    result: NDArray[np.float64] = sums * lengths / np.maximum(lengths - 1, 1)
+    return result
+
+
+def score_table(
+    examples: pa.Table,
+    texts: Sequence[TokenizedText],
+    scores: TextScores,
+    policy: SequencePolicy,
+    scoring: ScoringConfig,
+    loss_scores: NDArray[np.float64] | None = None,
+) -> pa.Table:
+    """Put one class's scores into rows of SCORE_SCHEMA."""
+    rows = len(texts)
+    windows = np.zeros(rows, dtype=np.int32)
+    for window in windows_of(texts, policy.window):
+        windows[window.text] += 1
+    per_token = scoring.per_token
+    columns = {
+        "example_id": examples.column("example_id"),
+        "label": examples.column("label"),
+        "score": pa.array(scores.log_likelihoods, pa.float64()),
+        "quantity": pa.array(["log_likelihood"] * rows, pa.string()),
+        "num_tokens": pa.array([len(text) for text in texts], pa.int32()),
+        "truncated": pa.array([text.truncated for text in texts], pa.bool_()),
+        "num_windows": pa.array(windows, pa.int32()),
+        "loss_score": pa.array(
+            [None] * rows if loss_scores is None else loss_scores.tolist(), pa.float64()
+        ),
+        "token_ids": pa.array(
+            [text.targets if per_token else None for text in texts], pa.list_(pa.int32())
+        ),
+        "token_scores": pa.array(
+            [s if per_token else None for s in scores.token_scores], pa.list_(pa.float32())
+        ),
+    }
+    return pa.table(columns, schema=SCORE_SCHEMA)

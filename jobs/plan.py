@@ -1,0 +1,78 @@
+"""`gencls plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.options import build_config, section_options
+
+__all__ = ["plan_command"]
+
+
+@click.command(name="plan")
+@click.argument("run_file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--output-dir", type=click.Path(path_type=Path), help="The run directory.")
+@section_options("data", "model", "training", "sequence", "scoring", "compute")
+def plan_command(run_file: Path | None, **flags: Any) -> None:
+    """Show what `gencls run` would do with the same options; trains and scores nothing.
+
+    Reads the data (into the run directory, as the run would) and the base model's sizes.
+    """
+    config = build_config(run_file, flags)
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.pipeline import prepare
+    from cluster.preparation import SYSTEM
+    from cluster.resources import GB
+    from gencls_core.digests import shard_ranges
+
+    preparation = prepare(config)
+    plan, budget = preparation.plan, preparation.budget
+    classes = preparation.dataset.classes
+    todo = {task.class_name for task in preparation.training_tasks()}
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    where = f"{budget.memory_bytes / GB:.1f} GB free main memory, {budget.cpus} CPUs"
+    if budget.gpus:
+        where += f", {budget.gpus} GPU of {budget.gpu_memory_bytes / GB:.1f} GB"
+    table.add_row("machine", where)
+    table.add_row(
+        "data",
+        f"{preparation.dataset.name}: {len(classes)} classes; "
+        + ", ".join(f"{info.rows:,} {n}" for n, info in preparation.dataset.splits.items()),
+    )
+    table.add_row(
+        "base model",
+        f"{preparation.base.name}, {preparation.size.parameters / 1e6:.1f} M parameters, "
+        f"{preparation.precision} on {plan.device}",
+    )
+    table.add_row(
+        "training",
+        f"{plan.concurrent_trainings} at once, {plan.bytes_per_training / GB:.1f} GB, "
+        f"{plan.cpus_per_training} CPUs and {plan.gpus_per_training:g} GPU each; "
+        f"{plan.tokens_per_pass:,} tokens a pass",
+    )
+    table.add_row(
+        "scoring",
+        f"{plan.actors} actor{'s' * (plan.actors > 1)} holding {len(classes)} class models, "
+        f"{plan.bytes_per_actor / GB:.1f} GB, {plan.cpus_per_actor} CPUs and "
+        f"{plan.gpus_per_actor:g} GPU each",
+    )
+    for name in classes:
+        state = "to be trained" if name in todo else "committed"
+        table.add_row(f"class {name}", state)
+    for split in ("validation", "test"):
+        if split in preparation.dataset.splits:
+            info = preparation.dataset.splits[split]
+            shards = len(shard_ranges(info.rows, config.scoring.shard_size)) * len(classes)
+            store = preparation.run.scores if split == "test" else preparation.run.validation_scores
+            done = len(store.records(SYSTEM))
+            table.add_row(f"{split} scores", f"{shards} shards; {done} on disk")
+    Console(highlight=False).print(table)
+    for note in preparation.notes:
+        click.echo(f"! {note}")

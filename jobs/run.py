@@ -1,0 +1,98 @@
+"""`gencls run` and `gencls train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.options import build_config, section_options
+
+__all__ = ["run_command", "train_command"]
+
+QUICK_TEST = {"max_samples": 100, "epochs": 1.0, "max_test_samples": 100}
+
+
+def _run_options(command: Any) -> Any:
+    for option in reversed(
+        [
+            click.argument(
+                "run_file", required=False, type=click.Path(path_type=Path, dir_okay=False)
+            ),
+            click.option(
+                "--output-dir", type=click.Path(path_type=Path), help="The run directory."
+            ),
+            section_options("data", "model", "training", "sequence"),
+            click.option("--fp16", is_flag=True, help="Short for --precision fp16."),
+            click.option(
+                "--quick-test",
+                is_flag=True,
+                help="100 texts per class, 1 epoch, 100 test texts.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(name="run")
+@_run_options
+@section_options("scoring", "posterior", "compute")
+@click.option(
+    "--baseline/--no-baseline",
+    default=None,
+    help="Also train TF-IDF with logistic regression on the same split.",
+)
+def run_command(run_file: Path | None, **flags: Any) -> None:
+    """Train one language model per class, score the test texts, and report.
+
+    RUN_FILE is a TOML file (see `gencls init`); flags override it. The same command again goes on
+    where it was interrupted, and does nothing that is done.
+
+    \b
+      gencls run --data-dir data/imdb-classifier --model gpt2 --epochs 3 --output-dir runs/imdb
+      gencls run --data reviews.csv --text-column review --label-column sentiment
+      gencls run experiment.toml --learning-rate 1e-4
+    """
+    config = build_config(run_file, _resolve_shorthands(flags))
+    from cluster.pipeline import run_all
+    from gencls_core.run import RunDirectory
+    from jobs.progress import draw
+    from jobs.summary import print_summary
+
+    draw(run_all(config))
+    print_summary(RunDirectory(config.output_dir).report_path)
+
+
+@click.command(name="train")
+@_run_options
+@section_options("compute")
+@click.option("--class-id", type=int, default=None, help="Train only the class with this number.")
+def train_command(run_file: Path | None, **flags: Any) -> None:
+    """Train one language model per class; `gencls evaluate` scores and reports.
+
+    \b
+      gencls train --data-dir data/imdb-classifier --output-dir results --model-size gpt2 \\
+                   --epochs 3 --batch-size 8 --fp16
+    """
+    config = build_config(run_file, _resolve_shorthands(flags))
+    from cluster.pipeline import train_models
+    from gencls_core.run import RunDirectory
+    from jobs.progress import draw
+
+    draw(train_models(config))
+    click.echo(f"Class models: {RunDirectory(config.output_dir).models_path}")
+
+
+def _resolve_shorthands(flags: dict[str, Any]) -> dict[str, Any]:
+    """Turn `--fp16` and `--quick-test` into the settings that they stand for."""
+    if flags.pop("quick_test"):
+        for name, value in QUICK_TEST.items():
+            if flags.get(name) is None:
+                flags[name] = value
+    if flags.pop("fp16"):
+        if flags.get("precision") not in (None, "fp16"):
+            raise click.UsageError("--fp16 contradicts --precision " + flags["precision"])
+        flags["precision"] = "fp16"
+    return flags

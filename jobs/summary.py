@@ -1,0 +1,58 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_summary"]
+
+
+def print_summary(report_path: Path, console: Console | None = None) -> None:
+    """Print the accuracy table of `report.json`, and where the report is."""
+    from gencls_core.storage import read_json
+
+    console = console or Console(highlight=False)
+    report: dict[str, Any] = read_json(report_path / "report.json")
+    table = Table(title=None, header_style="bold")
+    table.add_column("system")
+    for name in ("accuracy", "95 % interval", "macro F1"):
+        table.add_column(name, justify="right")
+    rows = [("class language models", report, "uncalibrated")]
+    if report["accuracy"]["calibrated"] is not None:
+        rows.append(("  calibrated on held-out texts", report, "calibrated"))
+    for name, values, form in rows:
+        interval = values["accuracy_ci95"][form]
+        table.add_row(
+            name,
+            _percent(values["accuracy"][form]),
+            _interval(interval),
+            _percent(values["macro_f1"][form]),
+        )
+    for name, baseline in report["baselines"].items():
+        table.add_row(
+            BASELINE_NAMES.get(name, name),
+            _percent(baseline["accuracy"]),
+            _interval(baseline["accuracy_ci95"]),
+            _percent(baseline["macro_f1"]),
+        )
+    console.print(table)
+    console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
+    console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
+
+
+BASELINE_NAMES = {
+    "tfidf": "TF-IDF + logistic regression",
+    "majority": "always the largest class",
+}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"{100 * bounds[0]:.1f} – {100 * bounds[1]:.1f} %"

@@ -1,0 +1,125 @@
+"""Exactness: our log-likelihood is the naive float64 sum over log_softmax, text by text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
+
+from gencls_core import likelihood
+from gencls_core.config import SequenceConfig
+from gencls_core.likelihood import token_log_probs
+from gencls_core.model_source import ResolvedModel
+from gencls_core.models import CausalLM, load_causal_lm
+from gencls_core.scoring import score_texts
+from gencls_core.tokenization import SequencePolicy, TokenizedText
+
+LONG = " ".join(CORPUS[:3] * 4)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def lm(request, tmp_path_factory) -> CausalLM:
+    folder = make_model_folder(tmp_path_factory.mktemp("lm"), request.param, context=64)
+    return load_causal_lm(ResolvedModel.of_folder(request.param, folder))
+
+
+def naive_log_likelihood(lm: CausalLM, ids: list[int], score_eos: bool, window: int) -> float:
+    """One text, one forward per window, everything in float64, no padding, no chunks."""
+    model = lm.model.double()
+    sequence = [lm.bos_id, *ids, *([lm.eos_id] if score_eos else [])]
+    targets = sequence[1:]
+    total, scored = 0.0, 0
+    stop = min(window, len(targets))
+    while scored < len(targets):
+        start = max(0, stop - window)
+        with torch.no_grad():
+            logits = model(torch.tensor([sequence[start:stop]])).logits[0]
+        log_probs = torch.log_softmax(logits, dim=-1)
+        for position in range(scored, stop):
+            total += log_probs[position - start, targets[position]].item()
+        scored, stop = stop, min(stop + max(1, window // 2), len(targets))
+    model.float()
+    return total
+
+
+@pytest.mark.parametrize("score_eos", [True, False])
+@pytest.mark.parametrize("window", [None, 16, 9])
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 4096])
+def test_matches_naive_float64(lm, score_eos, window, tokens_per_batch):
+    texts = [*CORPUS, LONG]
+    config = SequenceConfig(score_eos=score_eos, window=window)
+    policy = SequencePolicy.resolve(config, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context)
+    encoded = lm.encode(texts)
+    ours = score_texts(
+        lm,
+        [TokenizedText.of(ids, policy) for ids in encoded],
+        window=policy.window,
+        tokens_per_batch=tokens_per_batch,
+    ).log_likelihoods
+    naive = [naive_log_likelihood(lm, ids, score_eos, policy.window) for ids in encoded]
+    assert len(encoded[-1]) > lm.context, "the long text must need windows"
+    np.testing.assert_allclose(ours, naive, atol=1e-4, rtol=0)
+
+
+def test_batch_neighbours_and_padding_change_nothing(lm):
+    policy = SequencePolicy.resolve(
+        SequenceConfig(), bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
+    )
+    texts = [TokenizedText.of(ids, policy) for ids in lm.encode([*CORPUS, LONG])]
+    together = score_texts(lm, texts, window=policy.window, tokens_per_batch=10_000)
+    for number, text in enumerate(texts):
+        alone = score_texts(lm, [text], window=policy.window, tokens_per_batch=10_000)
+        np.testing.assert_allclose(
+            alone.token_scores[0], together.token_scores[number], atol=2e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positions", [0, 1, 7, 300])
+@pytest.mark.parametrize("vocabulary", [11, 50_257])
+def test_token_log_probs_over_dtypes_and_shapes(dtype, positions, vocabulary, monkeypatch):
+    generator = torch.Generator().manual_seed(positions + vocabulary)
+    hidden = torch.randn(positions, 16, generator=generator).to(dtype)
+    weight = torch.randn(vocabulary, 16, generator=generator).to(dtype)
+    targets = torch.randint(vocabulary, (positions,), generator=generator)
+    monkeypatch.setattr(likelihood, "LOGITS_PER_CHUNK", 3 * vocabulary)
+    ours = token_log_probs(hidden, lambda h: h @ weight.T, targets, vocabulary)
+    # The reference starts from the same rounded logits: what is tested is the softmax, whose
+    # float32 error is independent of the model's precision.
+    logits = torch.cat([h @ weight.T for h in hidden.split(3)]) if positions else hidden @ weight.T
+    naive = torch.log_softmax(logits.double(), dim=-1).gather(1, targets[:, None]).squeeze(1)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), naive, atol=2e-5, rtol=1e-6)
+
+
+def test_gradients_match_naive(lm):
+    ids = torch.tensor([lm.encode([CORPUS[0]])[0]])
+    targets = ids[0, 1:]
+    weight = lm.model.get_input_embeddings().weight
+    for mine in (True, False):
+        lm.model.zero_grad()
+        if mine:
+            hidden = lm.hidden(ids[:, :-1])[0]
+            loss = -token_log_probs(hidden, lm.head, targets, lm.vocabulary).sum()
+        else:
+            logits = lm.model(ids[:, :-1]).logits[0]
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss.backward()
+        if mine:
+            ours = weight.grad.clone()
+    torch.testing.assert_close(ours, weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_logits_are_never_formed_whole(monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS_PER_CHUNK", 1000)
+    largest = 0
+    weight = torch.randn(100, 8)
+
+    def head(hidden):
+        nonlocal largest
+        largest = max(largest, len(hidden) * 100)
+        return hidden @ weight.T
+
+    token_log_probs(torch.randn(512, 8), head, torch.randint(100, (512,)), 100)
+    assert largest <= 1000

@@ -1,0 +1,291 @@
+"""The report of a made-up run: complete, reproducible, and safe against what texts hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from report_fixtures import CLASSES, make_run
+
+from gencls_core.errors import DataError, StoreError, UsageError
+from gencls_core.report.build import build_report
+from gencls_core.report.inference import infer
+from gencls_core.report.predictions import write_predictions
+from gencls_core.report.schema import Report
+from gencls_core.report.schema_docs import schema_markdown
+from gencls_core.run import RunDirectory
+from gencls_core.scores import ShardKey
+from gencls_core.storage import file_sha256
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    run = make_run(tmp_path_factory.mktemp("report") / "run", unlabelled=4)
+    build_report(run)
+    return run
+
+
+def read(run: RunDirectory, name: str) -> str:
+    return (run.report_path / name).read_text(encoding="utf-8")
+
+
+def test_every_file_is_there(run: RunDirectory) -> None:
+    found = sorted(path.name for path in run.report_path.iterdir())
+    assert found == ["predictions.parquet", "report.html", "report.json", "report.md"]
+
+
+def test_json_says_what_it_promises(run: RunDirectory) -> None:
+    report = Report.model_validate_json(read(run, "report.json"))
+    assert report.classes == list(CLASSES)
+    assert (report.num_examples, report.num_unlabelled) == (240, 4)
+    assert sum(map(sum, report.confusion.uncalibrated)) == 236
+    for figure in ("accuracy", "accuracy_ci95", "confusion", "per_class", "reliability", "nll"):
+        values = json.loads(read(run, "report.json"))[figure]
+        assert set(values) == {"uncalibrated", "calibrated"}
+        assert values["calibrated"] is not None
+    assert set(report.baselines) == {"tfidf", "majority"}
+    counts = {name: of.support for name, of in report.per_class.uncalibrated.items()}
+    train = report.dataset.counts["train"]
+    assert report.baselines["majority"].accuracy == counts[max(train, key=train.__getitem__)] / 236
+    assert report.likelihood_check is not None
+    assert report.likelihood_check.max_abs_difference == pytest.approx(1e-4)
+    assert report.likelihood_check.argmax_disagreements == 0
+    assert (report.truncated, report.windowed) == (6, 6)
+    assert report.timing.scoring_seconds == 75.0
+    training = report.tasks["01"].training
+    assert training is not None
+    assert len(training.history) == 4
+    assert any("bf16" in note for note in report.notes)
+    assert report.calibration is not None
+    assert report.calibration.nll_after < report.calibration.nll_before
+
+
+def test_predictions(run: RunDirectory) -> None:
+    table = pq.read_table(run.predictions_path)
+    assert table.column_names == [
+        "example_id",
+        "label",
+        "predicted",
+        "probability",
+        "margin",
+        "calibrated_predicted",
+        "calibrated_probability",
+        "num_tokens",
+        "truncated",
+        "num_windows",
+    ]
+    rows = table.to_pylist()
+    report = Report.model_validate_json(read(run, "report.json"))
+    for column, accuracy in (
+        ("predicted", report.accuracy.uncalibrated),
+        ("calibrated_predicted", report.accuracy.calibrated),
+    ):
+        right = sum(row[column] == row["label"] for row in rows)
+        assert right / 236 == accuracy
+    assert min(row["margin"] for row in rows) >= 0
+    assert rows[0]["label"] is None
+
+
+def test_rebuilt_from_files_byte_for_byte(run: RunDirectory) -> None:
+    def snapshot() -> dict[str, object]:
+        stamp = json.loads(read(run, "report.json"))["generated"]
+        texts = {
+            name: read(run, name).replace(stamp, "")
+            for name in ("report.json", "report.md", "report.html")
+        }
+        return {**texts, "predictions": file_sha256(run.predictions_path)}
+
+    before = snapshot()
+    build_report(run)
+    assert snapshot() == before
+
+
+def test_another_prior_changes_no_score(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+
+    def scores() -> dict[Path, tuple[str, int]]:
+        files = [p for p in run.path.rglob("*scores/**/*") if p.is_file()]
+        return {path: (file_sha256(path), path.stat().st_mtime_ns) for path in files}
+
+    plain, files = build_report(run), scores()
+    tilted = build_report(run, prior="Sci/Tech=0.98,01=0.01,a&b <x>=0.01")
+    assert scores() == files
+    assert tilted.score_digest == plain.score_digest
+    assert tilted.prior.per_class["Sci/Tech"] == 0.98
+    for figure in ("uncalibrated", "calibrated"):
+
+        def labelled(report: Report, figure: str = figure) -> int:
+            return sum(row[0] for row in getattr(report.confusion, figure))
+
+        # The calibration is fitted beside the class frequencies of its own texts, so that a prior
+        # that is put in later is not taken out again by the biases.
+        assert labelled(tilted) > labelled(plain)
+    assert tilted.calibration == plain.calibration
+    with pytest.raises(UsageError):
+        build_report(run, prior="Sci/Tech=1")
+
+
+class Page(HTMLParser):
+    """Collects what a page loads, its ids, its elements and its visible text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.shown: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action", "poster"):
+                self.loads.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.shown.append(data)
+
+
+def parsed(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    return page
+
+
+def test_page_escapes_what_texts_and_names_hold(run: RunDirectory) -> None:
+    html = read(run, "report.html")
+    page = parsed(html)
+    assert not {"script", "img", "x", "demo", "iframe", "link"} & set(page.tags)
+    shown = "".join(page.shown)
+    assert '<script>alert("x")</script> & <img src=http://evil.example/a.png>' in shown
+    assert "a&b <x>" in shown
+    assert "news <demo>" in shown
+
+
+def test_page_loads_nothing(run: RunDirectory) -> None:
+    html = read(run, "report.html")
+    page = parsed(html)
+    assert page.loads
+    assert all(target.startswith("#") for target in page.loads)
+    assert all(inner.startswith("#") for inner in re.findall(r"url\(([^)]*)", html))
+    assert "@import" not in html
+    targets = {target[1:] for target in page.loads}
+    assert targets <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "xmlns" not in html
+    assert len(html) < 1_500_000
+
+
+def test_page_is_accessible(run: RunDirectory) -> None:
+    html = read(run, "report.html")
+    assert '<html lang="en">' in html
+    assert html.count("<h1") == 1
+    assert html.count("<table") == html.count("<caption")
+    assert "<th>" not in html
+    assert html.count("<svg") == html.count("aria-label=", html.index("<main")) - html.count(
+        'class="scroll"'
+    )
+    assert not re.search(r"#0a0b0\d", html), "a stand-in colour was left"
+
+
+def test_markdown_keeps_its_tables(run: RunDirectory) -> None:
+    text = read(run, "report.md")
+    assert "a&b \\<x\\>" in text
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_without_validation_scores(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", validation_rows=0, baseline=False)
+    report = build_report(run)
+    assert report.calibration is None
+    assert report.accuracy.calibrated is None
+    assert any("Calibrated figures are not available" in note for note in report.notes)
+    assert set(report.baselines) == {"majority"}
+    table = pq.read_table(run.predictions_path)
+    assert table.column("calibrated_predicted").null_count == table.num_rows
+
+
+def test_torn_validation_scores_do_not_take_the_result_away(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.validation_scores.shard_path(ShardKey("class-lm", "01", 1, 2)).unlink()
+    report = build_report(run)
+    assert report.calibration is None
+    assert any("not whole" in note for note in report.notes)
+
+
+def test_torn_test_scores_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.scores.shard_path(ShardKey("class-lm", "01", 0, 2)).unlink()
+    with pytest.raises(StoreError, match="'01'"):
+        build_report(run)
+    assert not run.report_path.exists()
+
+
+def test_unfinished_baseline_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.scores.shard_path(ShardKey("tfidf", "01", 0, 2)).unlink()
+    report = build_report(run)
+    assert set(report.baselines) == {"majority"}
+    assert any("tfidf is left out" in note for note in report.notes)
+
+
+def test_another_system(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plain = build_report(run)
+    report = build_report(run, system="tfidf")
+    assert report.quantity == "log_posterior"
+    assert report.accuracy.uncalibrated == plain.baselines["tfidf"].accuracy
+    assert report.baselines["class-lm"].accuracy == plain.accuracy.uncalibrated
+    assert set(report.perplexity.values()) == {None}
+
+
+def test_unlabelled_texts_can_be_predicted_not_reported(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", test_rows=30, unlabelled=30)
+    with pytest.raises(DataError, match="no test text has a label"):
+        build_report(run)
+    inference = infer(run)
+    write_predictions(inference, tmp_path / "p.csv")
+    assert pyarrow.csv.read_csv(tmp_path / "p.csv").num_rows == 30
+    write_predictions(inference, tmp_path / "p.jsonl")
+    lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0])["predicted"] in CLASSES
+    with pytest.raises(UsageError, match="suffix"):
+        write_predictions(inference, tmp_path / "p.xlsx")
+
+
+def test_evaluation_takes_models_and_calibration_from_its_run(tmp_path: Path) -> None:
+    origin = make_run(tmp_path / "run")
+    evaluation = make_run(tmp_path / "other", validation_rows=0, seed=5)
+    for name in CLASSES:
+        (evaluation.model_path(name) / "committed.json").unlink()
+    report = build_report(evaluation, models_of=origin)
+    assert report.calibration == build_report(origin).calibration
+    assert report.tasks["01"].training is not None
+    values = evaluation.manifest()
+    evaluation.write_manifest({**values, "calibration_run": str(origin.path)})
+    assert build_report(evaluation).calibration == report.calibration
+
+
+def test_many_classes_with_odd_names(tmp_path: Path) -> None:
+    classes = tuple(f"$x_{{{number}}}$ 漢 | {number}" for number in range(20))
+    run = make_run(tmp_path / "run", classes=classes, validation_rows=5)
+    report = build_report(run)
+    assert any("calibration needs" in note for note in report.notes)
+    html = read(run, "report.html")
+    assert "The largest confusions" in html
+    # One cell, not two: the name's own bar is escaped.
+    assert "漢 \\| 0" in read(run, "report.md")
+
+
+def test_schema_document_is_current() -> None:
+    document = Path(__file__).parent.parent / "docs" / "report-schema.md"
+    assert document.read_text(encoding="utf-8") == schema_markdown(), (
+        "write it anew: python -m gencls_core.report.schema_docs docs/report-schema.md"
+    )

@@ -1,0 +1,65 @@
+"""Each token is predicted exactly once, and conditioned on as much as the window allows."""
+
+from __future__ import annotations
+
+import pytest
+
+from gencls_core.tokenization import (
+    SequencePolicy,
+    TokenizedText,
+    batches_by_token_budget,
+    windows_of,
+)
+
+POLICY = SequencePolicy(bos_id=0, eos_id=9, score_eos=True, window=4)
+
+
+def test_sequence_has_bos_before_and_eos_after():
+    text = TokenizedText.of([5, 6], POLICY)
+    assert text.inputs.tolist() == [0, 5, 6]
+    assert text.targets.tolist() == [5, 6, 9]
+    assert not text.truncated
+
+
+def test_padding_token_in_the_text_is_scored():
+    # GPT-2's pad, BOS and EOS are one token; a text may contain it.
+    text = TokenizedText.of([9, 9], POLICY)
+    assert text.targets.tolist() == [9, 9, 9]
+
+
+def test_a_cut_text_says_so_and_has_no_eos():
+    policy = SequencePolicy(bos_id=0, eos_id=9, score_eos=True, window=4, max_length=2)
+    text = TokenizedText.of([5, 6, 7], policy)
+    assert text.truncated
+    assert text.targets.tolist() == [5, 6]
+    assert not TokenizedText.of([5, 6], policy).truncated
+
+
+def test_windows_as_drawn_in_the_docstring():
+    text = TokenizedText.of(list(range(1, 8)), POLICY)
+    spans = [(w.start, w.score_from, w.stop) for w in windows_of([text], 4)]
+    assert spans == [(0, 0, 4), (2, 4, 6), (4, 6, 8)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 6, 7, 8, 9, 31])
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 64])
+def test_every_target_exactly_once(length, size):
+    policy = SequencePolicy(bos_id=0, eos_id=9, score_eos=False, window=size)
+    texts = [TokenizedText.of(list(range(length)), policy)] * 2
+    windows = windows_of(texts, size)
+    for number in range(2):
+        scored = [i for w in windows if w.text == number for i in range(w.score_from, w.stop)]
+        assert scored == list(range(length))
+    for window in windows:
+        assert len(window) <= size
+        if window.start:
+            assert len(window) == size
+
+
+def test_batches_hold_every_window_within_the_budget():
+    texts = [TokenizedText.of(list(range(n)), POLICY) for n in (3, 50, 1, 17, 4, 4)]
+    windows = windows_of(texts, 16)
+    batches = list(batches_by_token_budget(windows, 32))
+    assert sorted((w for b in batches for w in b), key=id) == sorted(windows, key=id)
+    for batch in batches:
+        assert len(batch) == 1 or max(map(len, batch)) * len(batch) <= 32
