@@ -35,6 +35,10 @@ def ray_session(budget: Budget, address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     import ray
 
+    if ray.is_initialized():
+        # Somebody else's session, for example a notebook's: theirs to end.
+        yield
+        return
     named = os.environ.get("RAY_ADDRESS")
     if address is not None and named is not None and named != address:
         raise UsageError.of(

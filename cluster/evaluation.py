@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,9 +16,9 @@ from cluster.resources import ModelSize, local_budget, make_plan
 from cluster.stages import LazyRay, baseline_stage, report_stage, score_stage
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig, parse_run_config
-from gencls_core.datasets import Dataset, ingest
+from gencls_core.datasets import Dataset, SplitName, ingest
 from gencls_core.errors import UsageError
-from gencls_core.events import Event, EventLog, Note, StageFinished
+from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.precision import resolve_precision
 from gencls_core.run import RunDirectory
@@ -72,19 +73,31 @@ def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator
     started = time.perf_counter()
     for note in preparation.notes:
         yield Note(note)
-    previous = previous_manifest(preparation.run)
-    manifest = manifest_of(preparation, previous) | {"calibration_run": str(source.path)}
-    models = committed_models(preparation, source)
-    own = source.dataset()
+    run, own = preparation.run, source.dataset()
+    classes = source.manifest()["classes"]
+    models = committed_models(source, classes)
     base = _base_folder(source, models)
+    previous = previous_manifest(run)
+    worked = False
     with ExitStack() as stack:
         ray = LazyRay(stack, preparation)
         if "validation" in own.splits:
             calibrating = replace(preparation, run=source)
             yield from score_stage(calibrating, ray, models, base, own, "validation")
-        yield from score_stage(preparation, ray, models, base, preparation.dataset, "test")
-    seconds = round(time.perf_counter() - started, 2)
-    preparation.run.write_manifest({**manifest, "status": "finished", "seconds": seconds})
+        for event in score_stage(preparation, ray, models, base, preparation.dataset, "test"):
+            worked = worked or isinstance(event, ShardCommitted)
+            yield event
+    manifest = manifest_of(preparation, previous) | {"status": "finished"}
+    if run.path == source.path:
+        # The run goes on telling how it was trained, on which data.
+        config = {**manifest["config"], "data": previous["config"]["data"]}
+        manifest = {**previous, "config": config, "status": "finished"}
+    else:
+        manifest["calibration_run"] = str(source.path)
+    if worked:
+        elapsed = round(time.perf_counter() - started, 2)
+        manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
+    run.write_manifest(manifest)
 
 
 def _reopen(
@@ -92,46 +105,65 @@ def _reopen(
 ) -> Preparation:
     """Bring back a run's settings, with other texts and changed settings."""
     manifest = source.manifest()
+    models = committed_models(source, manifest["classes"])
     settings = manifest["config"]
     for section, values in changes.items():
-        settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
+        settings[section] = {**settings[section], **values}
     settings["output_dir"] = str(source.path)
     config = parse_run_config(settings)
-    dataset, run = None, source
-    if data is None:
-        dataset = source.dataset()
-    else:
+    own = source.dataset()
+    dataset, run = own, source
+    notes: list[str] = []
+    if data is not None:
         data = data.model_copy(update={"classes": tuple(manifest["classes"])})
         name = digest_of([data.model_dump(mode="json"), labelled])
         run = source.evaluation(name)
         dataset = ingest(data, run.dataset_path, splits=("test",), labelled=labelled)
-        own = source.dataset()
-        if labelled and "test" in own.splits:
-            same = own.splits["test"].fingerprint == dataset.splits["test"].fingerprint
-            if same:
-                dataset, run = own, source
+        config = config.model_copy(update={"data": data})
+        tested = own.splits.get("test")
+        if labelled and tested and tested.fingerprint == dataset.split("test").fingerprint:
+            shutil.rmtree(run.path)
+            dataset, run = own, source
+        elif labelled:
+            notes = _leaks(own, dataset)
     if "test" not in dataset.splits:
         raise UsageError.of(
-            "no test texts",
-            place=dataset.path,
-            remedy="name some with --data-dir or --data",
+            "no test texts", place=dataset.path, remedy="name some with --data-dir or --data"
         )
-    config = config.model_copy(update={"data": data or config.data})
-    return _prepare_with_models(config, dataset, run, source)
+    return _prepare_with_models(config, dataset, run, source, models, notes)
+
+
+def _leaks(own: Dataset, dataset: Dataset) -> list[str]:
+    """Say how many of the texts were trained on: their figures would flatter."""
+
+    def hashes(texts: Dataset, split: SplitName) -> Iterator[int]:
+        for batch in texts.iter_batches(split, ["text"]):
+            yield from (hash(" ".join(text.split())) for text in batch.column("text").to_pylist())
+
+    if "train" not in own.splits:
+        return []
+    tested = set(hashes(dataset, "test"))
+    trained = {value for value in hashes(own, "train") if value in tested}
+    leaked = sum(value in trained for value in hashes(dataset, "test"))
+    if not leaked:
+        return []
+    return [f"{leaked:,} of the texts also stand in the train texts of these class models"]
 
 
 def _prepare_with_models(
-    config: RunConfig, dataset: Dataset, run: RunDirectory, source: RunDirectory
+    config: RunConfig,
+    dataset: Dataset,
+    run: RunDirectory,
+    source: RunDirectory,
+    models: tuple[ClassModel, ...],
+    notes: list[str],
 ) -> Preparation:
     """Plan scoring from the committed class models: the base model itself may be out of reach."""
-    classes = tuple(source.manifest()["classes"])
-    first = ClassModel.open(source.model_path(classes[0]))
-    folder = first.path if first.kind == "full" else _base_folder(source, (first,))
-    base = ResolvedModel.of_folder(first.base, folder)
+    base = ResolvedModel.of_folder(models[0].base, _base_folder(source, models))
     size = ModelSize.of(base.config, base.parameters)
     budget = local_budget(config.compute)
     precision, note = resolve_precision(config.compute.precision, budget.device)
-    work = workload_of(config, dataset, precision)
+    work = workload_of(config, dataset, precision, trains=False)
     return Preparation(
         config=config,
         run=run,
@@ -141,7 +173,7 @@ def _prepare_with_models(
         budget=budget,
         plan=make_plan(budget, size, work, config.compute),
         precision=precision,
-        notes=tuple(n for n in (note, *dataset.warnings) if n),
+        notes=tuple(n for n in (note, *dataset.warnings, *notes) if n),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,20 +15,22 @@ __all__ = ["committed_models", "manifest_of", "previous_manifest"]
 
 
 def committed_models(
-    preparation: Preparation, source: RunDirectory | None = None
+    run: RunDirectory, classes: Sequence[str], digests: dict[str, str] | None = None
 ) -> tuple[ClassModel, ...]:
-    """Give the class models to score with, in class order.
+    """Give a run's class models, in class order.
+
+    Args:
+        run: the run that trained them.
+        classes: in the order of their numbers.
+        digests: the digest that each class's model must have; None takes what is committed.
 
     Raises:
         StoreError: when a class has none.
     """
-    run = source or preparation.run
-    classes = run.manifest()["classes"] if source else preparation.dataset.classes
     models, missing = [], []
     for number, name in enumerate(classes):
         model = ClassModel.find(run.model_path(name))
-        wanted = None if source else preparation.digest_of_class(name)
-        if model is None or (wanted is not None and model.digest != wanted):
+        if model is None or (digests is not None and model.digest != digests[name]):
             missing.append(f"{name} (--class-id {number})")
         else:
             models.append(model)

@@ -91,7 +91,11 @@ def _stages(preparation: Preparation, ray: LazyRay, *, score: bool) -> Iterator[
     if not score:
         return
     config = preparation.config
-    models = committed_models(preparation)
+    models = committed_models(
+        preparation.run,
+        preparation.dataset.classes,
+        {name: preparation.digest_of_class(name) for name in preparation.dataset.classes},
+    )
     for split in ("validation", "test"):
         if split in preparation.dataset.splits:
             yield from score_stage(

@@ -131,7 +131,9 @@ def prepare_run(config: RunConfig, dataset: Dataset, run: RunDirectory) -> Prepa
     )
 
 
-def workload_of(config: RunConfig, dataset: Dataset, precision: Precision) -> Workload:
+def workload_of(
+    config: RunConfig, dataset: Dataset, precision: Precision, *, trains: bool = True
+) -> Workload:
     """Give what memory depends on of the work that `config` asks for on `dataset`."""
     shards = sum(
         len(shard_ranges(info.rows, config.scoring.shard_size))
@@ -149,6 +151,7 @@ def workload_of(config: RunConfig, dataset: Dataset, precision: Precision) -> Wo
         precision=precision,
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        trains=trains,
     )
 
 

@@ -104,6 +104,8 @@ class Workload:
     precision: str
     lora_rank: int | None
     gradient_checkpointing: bool
+    trains: bool = True
+    """False where trained models are only applied."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeC
     """
     longest = _longest(size, work)
     tokens = max(min(TOKENS_PER_PASS[budget.device], work.batch_size * longest), longest)
-    training = training_bytes(size, work, tokens)
+    training = training_bytes(size, work, tokens) if work.trains else 0
     scoring = scoring_bytes(size, work)
     if budget.device == "cuda":
         training += CUDA_CONTEXT_BYTES

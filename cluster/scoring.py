@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.queue import Queue
 
-from cluster.channel import drain, failure_of, open_channel
+from cluster.channel import drain, failure_of, open_channel, send
 from cluster.resources import Plan
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ScoringConfig, SequenceConfig
@@ -189,5 +189,5 @@ class _Throttle:
     def __call__(self, tokens: int) -> None:
         now = time.perf_counter()
         if now - self._sent_at >= PROGRESS_SECONDS:
-            self._channel.put(ScoringProgress(self._split, tokens - self._sent))
+            send(self._channel, ScoringProgress(self._split, tokens - self._sent))
             self._sent_at, self._sent = now, tokens

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.queue import Queue
 
-from cluster.channel import drain, failure_of, open_channel
+from cluster.channel import drain, failure_of, open_channel, send
 from cluster.resources import Plan
 from gencls_core.class_models import ClassModel
 from gencls_core.errors import GenclsError
@@ -80,16 +79,13 @@ def _train(task: TrainingTask, dataset: Path, channel: Queue, gpu_share: float) 
         torch.cuda.set_per_process_memory_fraction(gpu_share)
     texts = Dataset.open(dataset)
 
-    def send(event: Any) -> None:
-        channel.put(event)
-
     model = train_class(
         replace(
             task,
             texts=texts.texts_of("train", task.class_name),
             validation_texts=texts.texts_of("validation", task.class_name),
         ),
-        send,
+        lambda event: send(channel, event),
     )
     if task.device == "cuda":
         torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""The `gencls` command line: a command parses, calls and prints."""

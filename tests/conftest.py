@@ -1,4 +1,4 @@
-"""Shared settings of the tests: nothing reaches the network, and nothing of the user's is touched."""
+"""Shared settings of the tests: no network, and nothing of the user's is touched."""
 
 from __future__ import annotations
 

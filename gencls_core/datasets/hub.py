@@ -187,9 +187,8 @@ def _hub_error(identifier: str, error: Exception, unreachable: bool) -> DataErro
 @contextlib.contextmanager
 def _offline_if_unreachable() -> Iterator[bool]:
     """Switch the hub's client to its offline mode while the hub cannot be connected to."""
-    import huggingface_hub.constants as constants
-
     import datasets.config
+    import huggingface_hub.constants as constants
 
     if constants.is_offline_mode() or _connects(constants.ENDPOINT):
         yield constants.is_offline_mode()

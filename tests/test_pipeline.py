@@ -1,0 +1,223 @@
+"""Whole runs on a real private Ray: what is made, what is reused, what is made again."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import ray
+from run_fixtures import CLASSES, make_config, make_data, sentences, write_jsonl
+
+from cluster.connection import ray_session
+from cluster.evaluation import classify_texts, evaluate_models
+from cluster.pipeline import run_all, train_models
+from cluster.resources import GB, Budget
+from gencls_core.class_models import ClassModel
+from gencls_core.config import DataConfig
+from gencls_core.datasets import Dataset
+from gencls_core.errors import DataError, ModelError, StoreError, UsageError
+from gencls_core.events import (
+    ClassReused,
+    ClassTrained,
+    Event,
+    Note,
+    ShardCommitted,
+    StageFinished,
+    StageStarted,
+    TrainingProgress,
+)
+from gencls_core.model_source import ResolvedModel
+from gencls_core.models import load_causal_lm
+from gencls_core.run import RunDirectory
+from gencls_core.scores import read_scores
+
+pytestmark = pytest.mark.ray
+
+TEST_ROWS = 14 * 3
+SHARDS = math.ceil(TEST_ROWS / 16)
+
+
+def kinds(events: list[Event]) -> Counter[str]:
+    return Counter(type(event).__name__ for event in events)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session():
+    """One private Ray for all runs of this file; a run uses the Ray that is there."""
+    with ray_session(Budget(cpus=2, gpus=0, memory_bytes=8 * GB, gpu_memory_bytes=0)):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[Path, list[Event]]:
+    folder = tmp_path_factory.mktemp("first")
+    return folder, list(run_all(make_config(folder)))
+
+
+@pytest.fixture
+def copy(first, tmp_path) -> Path:
+    """Give a copy of the finished run, to be changed."""
+    shutil.copytree(first[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rerun(folder: Path, source: Path, **changes) -> list[Event]:
+    """Run again in a copied run directory, on the data and base of the first."""
+    config = make_config(source, **changes)
+    return list(run_all(config.model_copy(update={"output_dir": folder / "run"})))
+
+
+def test_every_class_is_trained_and_every_text_scored_once(first):
+    folder, events = first
+    run = RunDirectory(folder / "run")
+    assert kinds(events)["ClassTrained"] == 3
+    assert any(isinstance(event, TrainingProgress) for event in events)
+    for name in CLASSES:
+        record = json.loads((run.model_path(name) / "committed.json").read_text())
+        assert record["class"] == name
+        load_causal_lm(ResolvedModel.of_folder(name, run.model_path(name)))
+    rows = read_scores(run.path / "scores", "class-lm").to_pylist()
+    pairs = Counter((row["example_id"], row["class"]) for row in rows)
+    assert len(pairs) == TEST_ROWS * 3
+    assert set(pairs.values()) == {1}
+    assert {row["example_id"] for row in rows} == {f"test-{n}" for n in range(TEST_ROWS)}
+
+
+def test_scores_are_the_class_models_own(first):
+    """Score one text anew from the committed folder alone."""
+    import torch
+
+    run = RunDirectory(first[0] / "run")
+    table = read_scores(run.path / "scores", "class-lm").to_pylist()
+    texts = {row["example_id"]: row["text"] for row in run.dataset().read("test").to_pylist()}
+    for row in (table[0], table[-1]):
+        lm = load_causal_lm(ResolvedModel.of_folder("x", run.model_path(row["class"])))
+        sequence = [lm.bos_id, *lm.encode([texts[row["example_id"]]])[0], lm.eos_id]
+        with torch.no_grad():
+            logits = lm.model.double()(torch.tensor([sequence[:-1]])).logits[0]
+        naive = torch.log_softmax(logits, -1)[range(len(sequence) - 1), sequence[1:]].sum().item()
+        assert row["score"] == pytest.approx(naive, abs=1e-4)
+        assert row["num_tokens"] == len(sequence) - 1
+
+
+def test_report_and_manifest(first):
+    run = RunDirectory(first[0] / "run")
+    report = json.loads((run.report_path / "report.json").read_text())
+    for key in ("accuracy", "accuracy_ci95", "confusion", "per_class"):
+        assert {"uncalibrated", "calibrated"} <= set(report[key])
+    assert report["accuracy"]["uncalibrated"] > 0.8, "the classes use different words"
+    assert "tfidf" in report["baselines"]
+    assert (run.report_path / "report.html").exists()
+    manifest = run.manifest()
+    assert manifest["status"] == "finished"
+    assert manifest["classes"] == list(CLASSES)
+    lines = run.events_path.read_text().splitlines()
+    assert Counter(json.loads(line)["event"] for line in lines)["ShardCommitted"] >= SHARDS * 3
+
+
+def test_the_same_run_again_does_nothing_and_says_so(first, copy):
+    models = sorted((copy / "run" / "models").rglob("*"))
+    before = {path: path.stat().st_mtime_ns for path in models}
+    events = rerun(copy, first[0])
+    assert kinds(events)["ClassTrained"] == 0
+    assert kinds(events)["ShardCommitted"] == 0
+    assert kinds(events)["ClassReused"] == 3
+    said = [event.message for event in events if isinstance(event, StageStarted)]
+    assert any(message.startswith("nothing to train") for message in said)
+    assert sum(message.startswith("nothing to score") for message in said) == 2
+    assert {path: path.stat().st_mtime_ns for path in models} == before
+
+
+def test_a_deleted_shard_is_rescored_and_only_that_one(first, copy):
+    scores = copy / "run" / "scores"
+    before = read_scores(scores)
+    victim = sorted((scores / "system=class-lm" / "class=01").glob("shard-*.parquet"))[1]
+    victim.unlink()
+    events = rerun(copy, first[0])
+    committed = [event for event in events if isinstance(event, ShardCommitted)]
+    assert [(e.split, e.class_name, e.shard) for e in committed] == [("test", "01", 1)]
+    assert kinds(events)["ClassTrained"] == 0
+    assert read_scores(scores).equals(before)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training": {"learning_rate": 4e-3}}, {"training": {"epochs": 3}}]
+)
+def test_changed_training_trains_anew_and_mixes_nothing(first, copy, changes):
+    before = read_scores(copy / "run" / "scores", "class-lm")
+    events = rerun(copy, first[0], **changes)
+    assert kinds(events)["ClassTrained"] == 3
+    assert kinds(events)["ClassReused"] == 0
+    after = read_scores(copy / "run" / "scores", "class-lm")
+    assert len(after) == len(before)
+    assert not set(after["score"].to_pylist()) & set(before["score"].to_pylist())
+
+
+def test_other_shards_leave_no_old_files(first, copy):
+    rerun(copy, first[0], scoring={"shard_size": 40})
+    files = list((copy / "run" / "scores" / "system=class-lm").rglob("shard-*"))
+    assert sorted({path.name for path in files}) == [
+        "shard-00000-of-00002.parquet",
+        "shard-00001-of-00002.parquet",
+    ]
+
+
+def test_one_class_alone_then_the_rest(tmp_path):
+    events = list(train_models(make_config(tmp_path, class_id=1)))
+    trained = [event.class_name for event in events if isinstance(event, ClassTrained)]
+    assert trained == [CLASSES[1]]
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(StoreError, match="--class-id 0"):
+        list(evaluate_models(run.path, None, {}))
+    events = list(train_models(make_config(tmp_path)))
+    assert [e.class_name for e in events if isinstance(e, ClassReused)] == [CLASSES[1]]
+    assert kinds(events)["ClassTrained"] == 2
+    with pytest.raises(UsageError, match="--class-id 7"):
+        list(train_models(make_config(tmp_path, class_id=7)))
+
+
+def test_evaluate_other_texts_and_classify(first, copy):
+    run = RunDirectory(copy / "run")
+    make_data(copy / "other", train=3, test=5)
+    leaked = run.dataset().texts_of("train", "01")[0]
+    rows = [{"text": t, "label": c} for c in CLASSES for t in sentences(c, 4, seed=9)]
+    assert rows[0]["label"] == "01"
+    rows = [{"text": leaked, "label": "01"}, *rows[1:]]
+    write_jsonl(copy / "other" / "test.jsonl", rows)
+    events = list(evaluate_models(run.path, DataConfig(data_dir=copy / "other"), {}))
+    assert kinds(events)["ShardCommitted"] > 0
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert any(note.startswith("1 of the texts also stand in the train texts") for note in notes)
+    last = events[-1]
+    assert isinstance(last, StageFinished)
+    report = json.loads((Path(last.message) / "report.json").read_text())
+    assert report["num_examples"] == 12
+    assert report["accuracy"]["calibrated"] is not None
+    # The run's own report is untouched.
+    own = json.loads((run.report_path / "report.json").read_text())
+    assert own["num_examples"] == TEST_ROWS
+
+    texts = write_jsonl(copy / "new.jsonl", [{"text": t} for t in sentences("01", 6, seed=5)])
+    events = list(classify_texts(run.path, DataConfig(data=str(texts)), {}))
+    scored = RunDirectory(Path(events[-1].message))
+    assert len(read_scores(scored.path / "scores")) == 6 * 3
+    assert Dataset.open(scored.dataset_path).splits["test"].rows == 6
+
+
+def test_bad_data_and_models_leave_nothing(tmp_path):
+    config = make_config(tmp_path)
+    broken = tmp_path / "data" / "train.jsonl"
+    broken.write_text('{"text": "x", "label": "01"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"train\.jsonl:2"):
+        list(run_all(config))
+    assert not (tmp_path / "run" / "dataset").exists()
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        list(run_all(make_config(tmp_path)))
+    assert not ClassModel.find(tmp_path / "run" / "models" / "01")
