@@ -46,10 +46,21 @@ def train_models(config: RunConfig) -> Iterator[Event]:
 
 
 def _logged(config: RunConfig, stages: Callable[[], Iterator[Event]]) -> Iterator[Event]:
-    """Pass a pipeline's events on and keep them in the run's event log."""
-    with EventLog(RunDirectory(config.output_dir).events_path) as log:
+    """Pass a pipeline's events on and keep them in the run's event log.
+
+    The log begins when the data has been read: bad data leaves no run directory behind.
+    """
+    waiting: list[Event] = []
+    with ExitStack() as stack:
+        log: EventLog | None = None
         for event in stages():
-            log.append(event)
+            waiting.append(event)
+            if log is None and isinstance(event, StageFinished):
+                log = stack.enter_context(EventLog(RunDirectory(config.output_dir).events_path))
+            if log is not None:
+                for past in waiting:
+                    log.append(past)
+                waiting.clear()
             yield event
 
 

@@ -186,20 +186,22 @@ def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeC
     Raises:
         ResourceError: when one training or one actor does not fit; says by how much.
     """
-    longest = _longest(size, work)
-    tokens = max(min(TOKENS_PER_PASS[budget.device], work.batch_size * longest), longest)
-    training = training_bytes(size, work, tokens) if work.trains else 0
-    scoring = scoring_bytes(size, work)
     if budget.device == "cuda":
-        training += CUDA_CONTEXT_BYTES
-        scoring += CUDA_CONTEXT_BYTES
-        memory, what = int(budget.gpu_memory_bytes * GPU_USABLE), "one GPU"
+        process, what = CUDA_CONTEXT_BYTES, "one GPU"
+        memory = int(budget.gpu_memory_bytes * GPU_USABLE)
     else:
-        training += PROCESS_BYTES
-        scoring += PROCESS_BYTES
-        memory, what = budget.memory_bytes - RAY_BYTES, "main memory"
-    remedies = "a smaller --model, --lora-rank 8, --gradient-checkpointing, or a shorter --window"
-    trainings = _how_many("training one class model", training, memory, what, remedies)
+        process, what = PROCESS_BYTES, "main memory"
+        memory = budget.memory_bytes - RAY_BYTES
+    tokens = _tokens_per_pass(budget, size, work, memory, process)
+    training = process + (training_bytes(size, work, tokens) if work.trains else 0)
+    scoring = process + scoring_bytes(size, work)
+    trainings = _how_many(
+        "training one class model",
+        training,
+        memory,
+        what,
+        "a smaller --model, --lora-rank 8, --gradient-checkpointing, or a shorter --window",
+    )
     scorers = _how_many(
         f"an actor with all {work.classes} class models",
         scoring,
@@ -208,8 +210,8 @@ def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeC
         "--lora-rank 8 (adapters share the base), --precision bf16, or a smaller --model",
     )
     per_unit = budget.gpus if budget.device == "cuda" else 1
-    if budget.device == "cpu":
-        trainings = min(trainings, budget.cpus)
+    # Every training needs a CPU of its own, on a GPU too.
+    trainings = min(trainings, max(1, budget.cpus // per_unit))
     concurrent = min(work.classes, trainings * per_unit)
     if compute.concurrent_trainings is not None:
         concurrent = _at_most(
@@ -237,6 +239,29 @@ def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeC
         gpus_per_actor=_fraction(math.ceil(actors / budget.gpus)) if on_gpu else 0.0,
         bytes_per_actor=scoring,
     )
+
+
+def _tokens_per_pass(
+    budget: Budget, size: ModelSize, work: Workload, memory: int, process: int
+) -> int:
+    """Choose the padded tokens of one training pass: smaller passes need less memory.
+
+    The usual size is halved once where that lets a second training run beside the first, and as
+    often as needed for one to fit; never below the longest sequence.
+    """
+    longest = _longest(size, work)
+    usual = max(min(TOKENS_PER_PASS[budget.device], work.batch_size * longest), longest)
+    halves = [usual]
+    while halves[-1] > longest:
+        halves.append(max(longest, halves[-1] // 2))
+
+    def fit(tokens: int) -> int:
+        return memory // (process + training_bytes(size, work, tokens))
+
+    wanted = min(2, work.classes)
+    candidates = [tokens for tokens in halves[:2] if fit(tokens) >= wanted]
+    candidates += [tokens for tokens in halves if fit(tokens) >= 1]
+    return candidates[0] if candidates else halves[-1]
 
 
 def _longest(size: ModelSize, work: Workload) -> int:

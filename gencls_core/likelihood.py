@@ -34,7 +34,9 @@ def token_log_probs(hidden_ND: Tensor, head: Head, targets_N: Tensor, vocabulary
     """
     rows = max(1, LOGITS_PER_CHUNK // vocabulary)
     chunks = []
-    for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+    for hidden_CD, targets_C in zip(
+        torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True
+    ):
         if torch.is_grad_enabled() and hidden_CD.requires_grad:
             chunk: Tensor = checkpoint(_chunk, hidden_CD, head, targets_C, use_reentrant=False)
         else:

@@ -68,7 +68,8 @@ class CausalLM:
         cap = getattr(_causal_lm(self.model).config, "final_logit_softcapping", None)
         scale = getattr(_causal_lm(self.model).config, "logit_scale", None)
         if cap is None and scale is None:
-            return head
+            plain: Head = head
+            return plain
 
         def scaled(hidden_ND: Tensor) -> Tensor:
             logits_NV: Tensor = head(hidden_ND)

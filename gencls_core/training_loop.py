@@ -139,7 +139,7 @@ class _Loader(DataLoader[int]):
         self.batch_sampler.epoch = epoch  # type: ignore[union-attr]
 
 
-class ClassTrainer(Trainer):
+class ClassTrainer(Trainer):  # type: ignore[misc]
     """Trains one class model; `history` and the other public attributes say how it went."""
 
     def __init__(
@@ -296,13 +296,13 @@ class ClassTrainer(Trainer):
         nll = float(-scores.log_likelihoods.sum() / sum(map(len, self._held_out)))
         metrics = {"eval_nll": nll}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
+        self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
 
-class _Meter(TrainerCallback):
+class _Meter(TrainerCallback):  # type: ignore[misc]
     """Measures speed, reports progress about once a second, and stops at a NaN loss."""
 
     def __init__(

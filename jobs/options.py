@@ -65,7 +65,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     return {int: int, float: float, str: str}[annotation], False
 
 
-class _Names(click.ParamType):
+class _Names(click.ParamType):  # type: ignore[type-arg]
     """A comma-separated list of names."""
 
     name = "names"
@@ -90,15 +90,14 @@ def given_values(flags: dict[str, Any]) -> dict[str, Any]:
 def build_config(run_file: Path | None, flags: dict[str, Any]) -> RunConfig:
     """Put a run file and the flags together; flags override the file."""
     values: dict[str, Any] = load_run_config(run_file) if run_file is not None else {}
-    for key, value in given_values(flags).items():
+    given = given_values(flags)
+    if {"data", "data_dir"} & given.get("data", {}).keys():
+        # A source given as a flag replaces the file's, of whichever kind that is.
+        for name in ("data", "data_dir"):
+            values.get("data", {}).pop(name, None)
+    for key, value in given.items():
         if isinstance(value, dict):
-            section = {**values.get(key, {}), **value}
-            # A source given as a flag replaces the file's, of whichever kind that is.
-            if key == "data" and "data" in value:
-                section.pop("data_dir", None)
-            if key == "data" and "data_dir" in value:
-                section.pop("data", None)
-            values[key] = section
+            values[key] = {**values.get(key, {}), **value}
         else:
             values[key] = value
     return parse_run_config(values)

@@ -20,6 +20,9 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     """Show what `gencls run` would do with the same options; trains and scores nothing.
 
     Reads the data (into the run directory, as the run would) and the base model's sizes.
+
+    \b
+      gencls plan --data-dir data/imdb-classifier --model gpt2 --num-gpus 1 --gpu-memory-gb 16
     """
     config = build_config(run_file, flags)
     from rich.console import Console

@@ -215,7 +215,7 @@ def test_bad_data_and_models_leave_nothing(tmp_path):
     broken.write_text('{"text": "x", "label": "01"}\n{"text": \n')
     with pytest.raises(DataError, match=r"train\.jsonl:2"):
         list(run_all(config))
-    assert not (tmp_path / "run" / "dataset").exists()
+    assert not (tmp_path / "run").exists()
     shutil.rmtree(tmp_path / "data")
     (tmp_path / "base" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="tokenizer"):

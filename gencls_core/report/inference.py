@@ -6,7 +6,7 @@ or a lost report, costs seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, read_likelihoods
 
 __all__ = ["CalibrationFit", "Inference", "infer"]
+
+
+BY_LOSS = (
+    "Labels were decided by the original experiment's loss-based scores (--likelihood loss); "
+    "perplexities and stored scores are exact."
+)
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,22 @@ def infer(
     counts = prior_counts(run, origin)
     prior_of_class = resolve_prior(prior_name, classes, counts)
     matrix = read_likelihoods(run.scores, system, classes)
-    fit, notes = _fit(origin, system, classes)
+    by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
+    fit, notes = _fit(origin, system, classes, by_loss)
+    decided = matrix
+    if by_loss and matrix.loss_scores is not None:
+        decided = _decided_by_loss(matrix)
+        notes = (*notes, BY_LOSS)
     calibrated = None
     if fit is not None:
-        calibrated = posterior_of(matrix, prior_of_class, fit.calibration)
+        calibrated = posterior_of(decided, prior_of_class, fit.calibration)
     return Inference(
         matrix=matrix,
         prior_name=prior_name,
         prior=prior_of_class,
         fit=fit,
         notes=notes,
-        log_posterior=posterior_of(matrix, prior_of_class),
+        log_posterior=posterior_of(decided, prior_of_class),
         calibrated=calibrated,
     )
 
@@ -108,8 +119,15 @@ def prior_counts(run: RunDirectory, origin: RunDirectory) -> dict[str, int]:
     return run.dataset().prior_counts
 
 
+def _decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:
+    """Put the loss-based scores in the place of the exact ones, for decisions only."""
+    if matrix.loss_scores is None:
+        return matrix
+    return replace(matrix, scores=matrix.loss_scores)
+
+
 def _fit(
-    origin: RunDirectory, system: str, classes: tuple[str, ...]
+    origin: RunDirectory, system: str, classes: tuple[str, ...], by_loss: bool
 ) -> tuple[CalibrationFit | None, tuple[str, ...]]:
     unavailable = "Calibrated figures are not available: "
     if not origin.validation_scores.records(system):
@@ -119,6 +137,8 @@ def _fit(
     except StoreError as error:
         # Validation scores are a help, not the result: the test figures stand without them.
         return None, (f"{unavailable}the validation scores are not whole ({error}).",)
+    if by_loss:
+        texts = _decided_by_loss(texts)
     reason = why_not_calibrated(texts)
     text_prior = label_prior(texts)
     calibration = fit_calibration(texts, text_prior)

