@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +42,7 @@ def ray_session(budget: Budget, address: str | None = None) -> Iterator[None]:
         yield
         return
     named = os.environ.get("RAY_ADDRESS")
-    if address is not None and named is not None and named != address:
+    if address not in (None, "auto", named) and named is not None:
         raise UsageError.of(
             "two Ray clusters are named",
             found=f"--address {address} and RAY_ADDRESS={named}",
@@ -61,6 +63,7 @@ def ray_session(budget: Budget, address: str | None = None) -> Iterator[None]:
         }
     else:
         options["address"] = address
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,6 +75,9 @@ def ray_session(budget: Budget, address: str | None = None) -> Iterator[None]:
             found=str(error).strip().splitlines()[0],
             remedy="free memory or CPUs" if address is None else "check address and network",
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts its own handler in the place of the caller's.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import Preparation, workload_of
+from cluster.preparation import SYSTEM, Preparation, shard_work, workload_of
 from cluster.resources import ModelSize, local_budget, make_plan
 from cluster.stages import LazyRay, baseline_stage, report_stage, score_stage
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig, parse_run_config
 from gencls_core.datasets import Dataset, SplitName, ingest
-from gencls_core.errors import UsageError
+from gencls_core.digests import training_digest
+from gencls_core.errors import ModelError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.precision import resolve_precision
@@ -40,7 +42,7 @@ def evaluate_models(
         data: the texts; None takes the run's own test split.
         changes: settings that differ from the run's, as a run file has them.
     """
-    source = RunDirectory(model_dir)
+    source = RunDirectory(model_dir.absolute())
     preparation = _reopen(source, data, changes, labelled=True)
     with EventLog(preparation.run.events_path) as log:
         for event in _evaluate(source, preparation):
@@ -50,7 +52,7 @@ def evaluate_models(
 
 def classify_texts(model_dir: Path, data: DataConfig, changes: dict[str, Any]) -> Iterator[Event]:
     """Score texts without labels; the last event's message is the folder that holds the scores."""
-    source = RunDirectory(model_dir)
+    source = RunDirectory(model_dir.absolute())
     preparation = _reopen(source, data, changes, labelled=False)
     began = time.perf_counter()
     with EventLog(preparation.run.events_path) as log:
@@ -74,15 +76,14 @@ def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator
     for note in preparation.notes:
         yield Note(note)
     run, own = preparation.run, source.dataset()
-    classes = source.manifest()["classes"]
-    models = committed_models(source, classes)
+    models = _models_of(source)
     base = _base_folder(source, models)
     previous = previous_manifest(run)
     worked = False
     with ExitStack() as stack:
         ray = LazyRay(stack, preparation)
         if "validation" in own.splits:
-            calibrating = replace(preparation, run=source)
+            calibrating = replace(preparation, run=_calibration_place(preparation, source, models))
             yield from score_stage(calibrating, ray, models, base, own, "validation")
         for event in score_stage(preparation, ray, models, base, preparation.dataset, "test"):
             worked = worked or isinstance(event, ShardCommitted)
@@ -93,7 +94,8 @@ def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator
         config = {**manifest["config"], "data": previous["config"]["data"]}
         manifest = {**previous, "config": config, "status": "finished"}
     else:
-        manifest["calibration_run"] = str(source.path)
+        # Relative, so that a run that is moved keeps its calibration.
+        manifest["calibration_run"] = os.path.relpath(source.path, run.path)
     if worked:
         elapsed = round(time.perf_counter() - started, 2)
         manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
@@ -105,7 +107,7 @@ def _reopen(
 ) -> Preparation:
     """Bring back a run's settings, with other texts and changed settings."""
     manifest = source.manifest()
-    models = committed_models(source, manifest["classes"])
+    models = _models_of(source)
     settings = manifest["config"]
     for section, values in changes.items():
         settings[section] = {**settings[section], **values}
@@ -131,6 +133,48 @@ def _reopen(
             "no test texts", place=dataset.path, remedy="name some with --data-dir or --data"
         )
     return _prepare_with_models(config, dataset, run, source, models, notes)
+
+
+def _models_of(source: RunDirectory) -> tuple[ClassModel, ...]:
+    """Give the class models of a run, all trained as its manifest says.
+
+    Raises:
+        StoreError: when one is missing, or was trained with other settings than the others.
+    """
+    manifest = source.manifest()
+    config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
+    digests = {
+        name: training_digest(
+            class_name=name,
+            dataset=dataset,
+            base_digest=manifest["model"]["digest"],
+            model=config.model,
+            sequence=config.sequence,
+            training=config.training,
+            precision=manifest["precision"],
+        )
+        for name in manifest["classes"]
+    }
+    return committed_models(source, manifest["classes"], digests)
+
+
+def _calibration_place(
+    preparation: Preparation, source: RunDirectory, models: tuple[ClassModel, ...]
+) -> RunDirectory:
+    """Say where validation scores lie: with the models, unless the settings differ from theirs.
+
+    Other settings of an evaluation must not overwrite what the run's own report rests on.
+    """
+    work, _, _ = shard_work(
+        config=preparation.config,
+        precision=preparation.precision,
+        models=models,
+        dataset=source.dataset(),
+        split="validation",
+        run=source,
+    )
+    differs = bool(work) and bool(source.validation_scores.records(SYSTEM))
+    return preparation.run if differs else source
 
 
 def _leaks(own: Dataset, dataset: Dataset) -> list[str]:
@@ -159,7 +203,8 @@ def _prepare_with_models(
     notes: list[str],
 ) -> Preparation:
     """Plan scoring from the committed class models: the base model itself may be out of reach."""
-    base = ResolvedModel.of_folder(models[0].base, _base_folder(source, models))
+    found = ResolvedModel.of_folder(models[0].base, _base_folder(source, models))
+    base = replace(found, digest=models[0].base_digest)
     size = ModelSize.of(base.config, base.parameters)
     budget = local_budget(config.compute)
     precision, note = resolve_precision(config.compute.precision, budget.device)
@@ -182,6 +227,16 @@ def _base_folder(source: RunDirectory, models: tuple[ClassModel, ...]) -> Path:
     if all(model.kind == "full" for model in models):
         return models[0].path
     config = RunConfig.model_validate(source.manifest()["config"])
+    wanted = models[0].base_digest
     if is_scratch(config.model.model):
-        return next(path.parent for path in source.base_path.glob("*/config.json"))
-    return resolve_model(config.model).path
+        return source.base_path / wanted[:16]
+    base = resolve_model(config.model)
+    if base.digest != wanted:
+        raise ModelError.of(
+            "the base model is not the one that the LoRA adapters were trained on",
+            place=base.path,
+            found=base.digest[:12],
+            expected=wanted[:12],
+            remedy="bring that model back, or train the adapters again",
+        )
+    return base.path

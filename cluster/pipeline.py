@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import Preparation, prepare_run
+from cluster.preparation import SYSTEM, Preparation, prepare_run
 from cluster.stages import (
     LazyRay,
     baseline_stage,
@@ -24,14 +25,20 @@ from gencls_core.config import RunConfig
 from gencls_core.datasets import ingest
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.run import RunDirectory
+from gencls_core.systems.tfidf import TFIDF
 
 __all__ = ["prepare", "run_all", "train_models"]
 
 
-def prepare(config: RunConfig) -> Preparation:
-    """Ingest the data into the run directory, resolve the model and plan; starts nothing."""
+def prepare(config: RunConfig, dataset_path: Path | None = None) -> Preparation:
+    """Ingest the data, resolve the model and plan; starts nothing.
+
+    Args:
+        config: what is to be run.
+        dataset_path: where the data is ingested; default: the run directory.
+    """
     run = RunDirectory(config.output_dir)
-    dataset = ingest(config.data, run.dataset_path)
+    dataset = ingest(config.data, dataset_path or run.dataset_path)
     return prepare_run(config, dataset, run)
 
 
@@ -112,5 +119,9 @@ def _stages(preparation: Preparation, ray: LazyRay, *, score: bool) -> Iterator[
             yield from score_stage(
                 preparation, ray, models, preparation.base.path, preparation.dataset, split
             )
+        else:
+            preparation.run.scores_of(split).retire(SYSTEM, {})
     if config.baseline:
         yield from baseline_stage(preparation)
+    else:
+        preparation.run.scores.retire(TFIDF, {})

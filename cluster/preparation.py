@@ -192,11 +192,13 @@ def shard_work(
     dataset: Dataset,
     split: SplitName,
     run: RunDirectory,
-) -> tuple[list[ShardWork], set[ShardKey], int]:
-    """Give the shards still to be scored, every wanted shard, and how many are committed."""
-    store = run.scores if split == "test" else run.validation_scores
+) -> tuple[list[ShardWork], dict[ShardKey, str], int]:
+    """Give the shards still to be scored, every wanted shard's digest, and how many are there."""
+    store = run.scores_of(split)
     ranges = shard_ranges(dataset.split(split).rows, config.scoring.shard_size)
-    work, wanted, committed = [], set(), 0
+    work: list[ShardWork] = []
+    wanted: dict[ShardKey, str] = {}
+    committed = 0
     for index, (start, stop) in enumerate(ranges):
         keys, digests = [], []
         for model in models:
@@ -211,7 +213,7 @@ def shard_work(
                 scoring=config.scoring,
                 precision=precision,
             )
-            wanted.add(key)
+            wanted[key] = digest
             record = store.record(key)
             if record is not None and record.digest == digest:
                 committed += 1

@@ -56,24 +56,24 @@ class ShardWork:
 def score_shards(job: ScoringJob, work: list[ShardWork], plan: Plan) -> Iterator[Event]:
     """Score all shards; yields progress as it comes.
 
-    An actor that dies is started again by Ray and its shard given out again: a shard is written at
-    least once, and takes effect exactly once, since the rename replaces what stood there.
+    An actor that dies is replaced and its shard given out again: a shard is written at least once,
+    and takes effect exactly once, since the rename replaces what stood there.
 
     Raises:
         GenclsError: when a shard fails ATTEMPTS_PER_SHARD times, or scoring itself refuses.
     """
     channel = open_channel()
+    # A new actor in the place of a dead one, rather than Ray's restart: calls that reach an actor
+    # while it restarts fail at once, and would use up the shard's attempts.
     actor_class = ray.remote(_ScoringActor).options(
-        num_cpus=plan.cpus_per_actor,
-        num_gpus=plan.gpus_per_actor,
-        max_restarts=ATTEMPTS_PER_SHARD * len(work),
-        max_task_retries=0,
+        num_cpus=plan.cpus_per_actor, num_gpus=plan.gpus_per_actor, max_restarts=0
     )
-    count = min(plan.actors, len(work))
-    idle = deque(actor_class.remote(plan.cpus_per_actor, plan.gpus_per_actor) for _ in range(count))
-    # Not a constructor argument: a restarted actor would be lost with it.
+
+    def start() -> Any:
+        return actor_class.remote(plan.cpus_per_actor, plan.gpus_per_actor)
+
     job_reference = ray.put(job)
-    actors = list(idle)
+    idle = deque(start() for _ in range(min(plan.actors, len(work))))
     waiting = deque(work)
     attempts: dict[ShardWork, int] = {}
     running: dict[Any, tuple[Any, ShardWork]] = {}
@@ -86,7 +86,6 @@ def score_shards(job: ScoringJob, work: list[ShardWork], plan: Plan) -> Iterator
             yield from drain(channel)
             for reference in done:
                 actor, shard = running.pop(reference)
-                idle.append(actor)
                 try:
                     records: list[ShardRecord] = ray.get(reference)
                 except RayActorError as error:
@@ -96,14 +95,16 @@ def score_shards(job: ScoringJob, work: list[ShardWork], plan: Plan) -> Iterator
                         raise failure_of(error, what) from error
                     yield Note(f"{what}: its actor died; trying again")
                     waiting.append(shard)
+                    idle.append(start())
                 except Exception as error:
                     raise failure_of(error, f"scoring of shard {shard.keys[0].index}") from error
                 else:
+                    idle.append(actor)
                     for record in records:
                         yield _committed(shard, record)
         yield from drain(channel)
     finally:
-        for actor in actors:
+        for actor in (*idle, *(actor for actor, _ in running.values())):
             ray.kill(actor)
         channel.shutdown()
 
@@ -156,14 +157,16 @@ class _ScoringActor:
         records = []
         for key, digest in zip(work.keys, work.digests, strict=True):
             began = time.perf_counter()
+            meter = _Throttle(channel, work.split)
             table = self._models.score(
                 examples,
                 key.class_name,
                 job.sequence,
                 job.scoring,
                 encoded=encoded,
-                on_batch=_Throttle(channel, work.split),
+                on_batch=meter,
             )
+            meter.flush()
             records.append(
                 store.commit(
                     key,
@@ -184,10 +187,15 @@ class _Throttle:
         self._channel = channel
         self._split = split
         self._sent_at = time.perf_counter()
+        self._done = 0
         self._sent = 0
 
     def __call__(self, tokens: int) -> None:
-        now = time.perf_counter()
-        if now - self._sent_at >= PROGRESS_SECONDS:
-            send(self._channel, ScoringProgress(self._split, tokens - self._sent))
-            self._sent_at, self._sent = now, tokens
+        self._done = tokens
+        if time.perf_counter() - self._sent_at >= PROGRESS_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has not been sent."""
+        send(self._channel, ScoringProgress(self._split, self._done - self._sent))
+        self._sent_at, self._sent = time.perf_counter(), self._done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -105,6 +106,10 @@ def train_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
         )
         return
     plan = preparation.plan
+    for task in tasks:
+        # Scores of the model that is about to be replaced must not outlive it.
+        for store in (preparation.run.scores, preparation.run.validation_scores):
+            store.drop(SYSTEM, task.class_name)
     yield StageStarted(
         "train",
         f"training {_count(len(tasks), 'class model')} of {len(wanted)}, "
@@ -120,6 +125,8 @@ def train_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
     yield from train_classes(
         [replace(task, base=base) for task in tasks], preparation.dataset.path, plan
     )
+    for leftover in preparation.run.models_path.glob(".training-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     yield StageFinished(
         "train", f"{_count(len(tasks), 'class model')} trained", time.perf_counter() - began
     )
@@ -144,8 +151,7 @@ def score_stage(
         split=split,
         run=run,
     )
-    store = run.scores if split == "test" else run.validation_scores
-    store.retire(SYSTEM, wanted)
+    run.scores_of(split).retire(SYSTEM, wanted)
     rows = dataset.split(split).rows * len(models)
     missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
     if not work:

@@ -73,6 +73,8 @@ class ClassModel:
     """`full` (own weights) or `lora` (an adapter on the base)."""
     files: dict[str, str]
     """SHA-256 of every file in the folder."""
+    sizes: dict[str, int]
+    """Bytes of every file: cheap to check at each start, where the SHA-256 is not."""
     training: TrainingRecord
 
     @classmethod
@@ -106,11 +108,15 @@ class ClassModel:
                 found=str(error),
                 remedy="delete the folder and run the training command again",
             ) from None
-        missing = [name for name in model.files if not (path / name).exists()]
-        if missing:
+        torn = [name for name, size in model.sizes.items() if _size(path / name) != size]
+        if torn:
             raise StoreError.of(
-                "a class model's file is missing",
-                place=path / missing[0],
+                "a class model's file is not as it was committed",
+                place=path / torn[0],
+                found="no file"
+                if _size(path / torn[0]) is None
+                else f"{_size(path / torn[0])} bytes",
+                expected=f"{model.sizes[torn[0]]} bytes",
                 remedy="run the training command again: it trains this class anew",
             )
         return model
@@ -132,6 +138,13 @@ class ClassModel:
             "class": values.pop("class_name"),
             **values,
         }
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def files_of(folder: Path) -> dict[str, str]:

@@ -245,6 +245,13 @@ class RunConfig(_Section):
     posterior: PosteriorConfig = Field(default_factory=PosteriorConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
 
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _local(cls, value: object) -> object:
+        if "://" in str(value):
+            raise ValueError("a run directory is a local or shared folder; URIs are not supported")
+        return value
+
     @field_validator("output_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -302,6 +309,9 @@ def load_run_config(path: Path) -> dict[str, Any]:
         data["data_dir"] = str(base / Path(data["data_dir"]).expanduser())
     if data.get("data") and (base / data["data"]).exists():
         data["data"] = str(base / data["data"])
+    model = values.get("model", {})
+    if model.get("model") and (base / model["model"]).is_dir():
+        model["model"] = str(base / model["model"])
     return values
 
 

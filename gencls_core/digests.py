@@ -7,11 +7,13 @@ actors, not the batch sizes of scoring, not where the run directory lies.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 from gencls_core.class_models import CLASS_MODEL_FORMAT, ClassModel
 from gencls_core.config import ModelConfig, ScoringConfig, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.scores import SCORE_FORMAT
+from gencls_core.scratch import SCRATCH_FORMAT, scratch_preset
 from gencls_core.storage import digest_of
 
 __all__ = ["scoring_digest", "scratch_digest", "shard_ranges", "training_digest"]
@@ -20,7 +22,12 @@ __all__ = ["scoring_digest", "scratch_digest", "shard_ranges", "training_digest"
 def scratch_digest(model: ModelConfig, training: TrainingConfig, dataset: Dataset) -> str:
     """Name a base model that is made from scratch, before it is made."""
     return digest_of(
-        {"preset": model.model, "seed": training.seed, "texts": dataset.split("train").fingerprint}
+        {
+            "format": SCRATCH_FORMAT,
+            "preset": asdict(scratch_preset(model.model)),
+            "seed": training.seed,
+            "texts": dataset.split("train").fingerprint,
+        }
     )
 
 

@@ -84,6 +84,8 @@ class CausalLM:
         ids: list[list[int]] = self.tokenizer(
             texts,
             add_special_tokens=False,
+            # `<|endoftext|>` written in a text is text, not the end of it.
+            split_special_tokens=True,
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from gencls_core.datasets.dataset import Dataset
+from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import StoreError
 from gencls_core.scores import ScoreStore
 from gencls_core.storage import class_directory_name, read_json, write_json
@@ -83,6 +83,10 @@ class RunDirectory:
     def validation_scores(self) -> ScoreStore:
         """Scores of the validation split."""
         return ScoreStore(self.path / "validation-scores")
+
+    def scores_of(self, split: SplitName) -> ScoreStore:
+        """Scores of the test or the validation split."""
+        return self.scores if split == "test" else self.validation_scores
 
     def model_path(self, class_name: str) -> Path:
         """The folder of one class model."""

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gencls_core.errors import StoreError
@@ -185,7 +186,7 @@ class ScoreStore:
                 compression="zstd",
             )
             sha256, size = file_sha256(temporary), temporary.stat().st_size
-        tokens = sum(table.column("num_tokens").to_pylist())
+        tokens = pc.sum(table.column("num_tokens"), min_count=0).as_py()
         record = ShardRecord(
             format=SCORE_FORMAT,
             system=key.system,
@@ -233,21 +234,24 @@ class ScoreStore:
                     found.append(record)
         return sorted(found, key=lambda record: record.key)
 
-    def retire(self, system: str, wanted: set[ShardKey]) -> int:
-        """Remove all files of `system` that belong to no wanted shard; give how many.
+    def retire(self, system: str, wanted: Mapping[ShardKey, str]) -> int:
+        """Remove all files of `system` but the shards that have their wanted digest; give how many.
 
-        Left-overs of other settings would be seen by plain globs. The record goes first.
+        Left-overs of other settings would be seen by plain globs, and mixed with what a killed
+        run had come to. The record goes first.
         """
-        keep = {path for key in wanted for path in (self.record_path(key), self.shard_path(key))}
-        removed = 0
-        for folder in self.path.glob(f"system={class_directory_name(system)}/class=*"):
-            for path in sorted(folder.iterdir(), key=lambda p: not p.name.startswith("_")):
-                if path not in keep:
-                    path.unlink(missing_ok=True)
-                    removed += 1
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        return removed
+        keep = set()
+        for key, digest in wanted.items():
+            record = self.record(key)
+            if record is not None and record.digest == digest:
+                keep |= {self.record_path(key), self.shard_path(key)}
+        folders = self.path.glob(f"system={class_directory_name(system)}/class=*")
+        return sum(_empty_folder(folder, keep) for folder in folders)
+
+    def drop(self, system: str, class_name: str) -> int:
+        """Remove all files of one class; give how many."""
+        folder = self.directory(system, class_name)
+        return _empty_folder(folder, set()) if folder.exists() else 0
 
     def systems(self) -> list[str]:
         """Give the names of the systems that have a folder here."""
@@ -284,13 +288,23 @@ def read_scores(store: Path, system: str | None = None) -> pa.Table:
     return scores.read(scores.records(system))
 
 
+def _empty_folder(folder: Path, keep: set[Path]) -> int:
+    """Remove a partition's files but those to keep, records first; give how many."""
+    removed = 0
+    for path in sorted(folder.iterdir(), key=lambda p: not p.name.startswith("_")):
+        if path not in keep:
+            path.unlink(missing_ok=True)
+            removed += 1
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    return removed
+
+
 def _empty() -> pa.Table:
     return pa.schema([*SCORE_SCHEMA, *_PARTITION_FIELDS]).empty_table()
 
 
 def _refuse_unfinite(table: pa.Table, path: Path) -> None:
-    import pyarrow.compute as pc
-
     finite = pc.is_finite(table.column("score"))
     if not pc.all(finite, min_count=0).as_py():
         row = finite.to_pylist().index(False)

@@ -14,7 +14,10 @@ from pathlib import Path
 from gencls_core.errors import ModelError
 from gencls_core.storage import publish_directory
 
-__all__ = ["PRESETS", "ScratchPreset", "build_scratch_model", "scratch_preset"]
+__all__ = ["PRESETS", "SCRATCH_FORMAT", "ScratchPreset", "build_scratch_model", "scratch_preset"]
+
+
+SCRATCH_FORMAT = 1
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from gencls_core.errors import DataError
+
 __all__ = [
     "class_directory_name",
     "class_name_of",
@@ -119,6 +121,13 @@ def class_directory_name(class_name: str) -> str:
     pyarrow, DuckDB and Polars undo.
     """
     encoded = quote(class_name, safe="")
+    if len(encoded) > 200:
+        raise DataError.of(
+            "a class name that is too long for a file name",
+            found=f"{class_name[:60]!r}…, {len(encoded)} bytes when encoded",
+            expected="at most 200 bytes; a character beyond ASCII takes up to 12",
+            remedy="shorter class names",
+        )
     if encoded.startswith("."):
         encoded = "%2E" + encoded[1:]
     return encoded

@@ -150,6 +150,7 @@ def _commit(task: TrainingTask, model: Any, lm: CausalLM, record: TrainingRecord
     with publish_directory(task.destination) as folder:
         model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
+        files = files_of(folder)
         committed = ClassModel(
             path=folder,
             class_name=task.class_name,
@@ -159,7 +160,8 @@ def _commit(task: TrainingTask, model: Any, lm: CausalLM, record: TrainingRecord
             base_digest=task.base.digest,
             tokenizer_digest=tokenizer_digest(lm.tokenizer),
             kind="full" if task.lora_rank is None else "lora",
-            files=files_of(folder),
+            files=files,
+            sizes={name: (folder / name).stat().st_size for name in files},
             training=record,
         )
         write_json(folder / COMMIT_NAME, committed.to_json())

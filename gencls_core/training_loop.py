@@ -63,6 +63,8 @@ def trainer_arguments(
         use_cpu=use_cpu,
         eval_strategy="epoch" if evaluate else "no",
         save_strategy="epoch",
+        # Patience goes on counting where it was.
+        restore_callback_states_from_checkpoint=True,
         save_total_limit=1,
         load_best_model_at_end=evaluate,
         metric_for_best_model="nll" if evaluate else None,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobs.options import given_values, section_options
-from jobs.run import QUICK_TEST
+from jobs.run import QUICK_TEST, resolve_fp16
 
 __all__ = ["classify_command", "evaluate_command"]
 
@@ -43,8 +43,7 @@ def evaluate_command(model_dir: Path, output: Path | None, **flags: Any) -> None
                       --output results/eval_results.json
     """
     _check_model(model_dir, flags.pop("model_size"))
-    if flags.pop("fp16"):
-        flags["precision"] = "fp16"
+    resolve_fp16(flags)
     limit = flags.pop("max_samples") or flags["max_test_samples"]
     if flags.pop("quick_test") and limit is None:
         limit = QUICK_TEST["max_test_samples"]
@@ -81,7 +80,7 @@ TOKENS_PER_TEXT = 512
     type=click.Path(path_type=Path),
     default=Path("predictions.parquet"),
     show_default=True,
-    help="Where the predictions go: .parquet, .csv, .jsonl or .json.",
+    help="Where the predictions go: .parquet, .csv or .jsonl.",
 )
 @section_options(
     "data",
@@ -107,12 +106,12 @@ def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -
     from gencls_core.config import DataConfig
     from gencls_core.errors import UsageError
 
-    if output.suffix not in (".parquet", ".csv", ".jsonl", ".json"):
+    if output.suffix not in (".parquet", ".csv", ".jsonl"):
         raise UsageError.of(
             "unknown form of output",
             place=output,
             found=output.suffix or "no suffix",
-            expected=".parquet, .csv, .jsonl or .json",
+            expected=".parquet, .csv or .jsonl",
         )
     values = given_values(flags)
     data = DataConfig(data=str(texts), **values.pop("data", {}))
@@ -139,8 +138,8 @@ def _data_config(model_dir: Path, values: dict[str, Any] | None) -> Any:
     if values is None:
         return None
     if not {"data", "data_dir"} & values.keys():
-        # A sample of, or other columns in, the data that the models were trained with.
-        values = {**RunDirectory(model_dir).manifest()["config"]["data"], **values}
+        # A sample of the test texts that the models' run was given.
+        values = {"data_dir": RunDirectory(model_dir).dataset_path, **values}
     return DataConfig(**values)
 
 

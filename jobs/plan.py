@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ __all__ = ["plan_command"]
 def plan_command(run_file: Path | None, **flags: Any) -> None:
     """Show what `gencls run` would do with the same options; trains and scores nothing.
 
-    Reads the data (into the run directory, as the run would) and the base model's sizes.
+    Reads the data and the base model's sizes; leaves nothing behind.
 
     \b
       gencls plan --data-dir data/imdb-classifier --model gpt2 --num-gpus 1 --gpu-memory-gb 16
@@ -33,7 +34,8 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from cluster.resources import GB
     from gencls_core.digests import shard_ranges
 
-    preparation = prepare(config)
+    with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder:
+        preparation = prepare(config, Path(folder) / "dataset")
     plan, budget = preparation.plan, preparation.budget
     classes = preparation.dataset.classes
     todo = {task.class_name for task in preparation.training_tasks()}
@@ -73,8 +75,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         if split in preparation.dataset.splits:
             info = preparation.dataset.splits[split]
             shards = len(shard_ranges(info.rows, config.scoring.shard_size)) * len(classes)
-            store = preparation.run.scores if split == "test" else preparation.run.validation_scores
-            done = len(store.records(SYSTEM))
+            done = len(preparation.run.scores_of(split).records(SYSTEM))
             table.add_row(f"{split} scores", f"{shards} shards; {done} on disk")
     Console(highlight=False).print(table)
     for note in preparation.notes:

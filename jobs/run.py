@@ -9,7 +9,7 @@ import click
 
 from jobs.options import build_config, section_options
 
-__all__ = ["run_command", "train_command"]
+__all__ = ["resolve_fp16", "run_command", "train_command"]
 
 QUICK_TEST = {"max_samples": 100, "epochs": 1.0, "max_test_samples": 100}
 
@@ -91,8 +91,13 @@ def _resolve_shorthands(flags: dict[str, Any]) -> dict[str, Any]:
         for name, value in QUICK_TEST.items():
             if flags.get(name) is None:
                 flags[name] = value
+    resolve_fp16(flags)
+    return flags
+
+
+def resolve_fp16(flags: dict[str, Any]) -> None:
+    """Turn `--fp16` into the precision that it stands for."""
     if flags.pop("fp16"):
         if flags.get("precision") not in (None, "fp16"):
             raise click.UsageError("--fp16 contradicts --precision " + flags["precision"])
         flags["precision"] = "fp16"
-    return flags

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from run_fixtures import CLASSES, make_config, make_data, sentences, write_jsonl
@@ -32,6 +36,7 @@ from gencls_core.events import (
 )
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import load_causal_lm
+from gencls_core.report import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.scores import read_scores
 
@@ -156,6 +161,63 @@ def test_changed_training_trains_anew_and_mixes_nothing(first, copy, changes):
     after = read_scores(copy / "run" / "scores", "class-lm")
     assert len(after) == len(before)
     assert not set(after["score"].to_pylist()) & set(before["score"].to_pylist())
+
+
+def kill_one(title: str, killed: list[int]) -> threading.Thread:
+    """SIGKILL the first process of ours whose title begins so, as soon as there is one."""
+
+    def watch():
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if any(part.startswith(title) for part in process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        break
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_killed_actor_costs_nothing(first, copy):
+    before = read_scores(copy / "run" / "scores")
+    shutil.rmtree(copy / "run" / "scores")
+    killed: list[int] = []
+    thread = kill_one("ray::_ScoringActor.score", killed)
+    events = rerun(copy, first[0])
+    thread.join()
+    assert len(killed) == 1
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert any("its actor died; trying again" in note for note in notes)
+    assert read_scores(copy / "run" / "scores").equals(before)
+
+
+def test_a_killed_training_is_started_again(tmp_path):
+    killed: list[int] = []
+    thread = kill_one("ray::_train", killed)
+    events = list(train_models(make_config(tmp_path)))
+    thread.join()
+    assert len(killed) == 1
+    assert kinds(events)["ClassTrained"] == 3
+
+
+def test_a_stopped_rerun_leaves_no_mixture(first, copy):
+    """New settings, stopped in training: no score of the old models stays to be reported."""
+    config = make_config(first[0], training={"learning_rate": 1e-3})
+    stream = run_all(config.model_copy(update={"output_dir": copy / "run"}))
+    for event in stream:
+        if isinstance(event, ClassTrained):
+            break
+    stream.close()
+    run = RunDirectory(copy / "run")
+    assert run.manifest()["status"] == "stopped"
+    with pytest.raises(StoreError):
+        build_report(run)
+    with pytest.raises(StoreError, match="--class-id"):
+        list(evaluate_models(run.path, None, {}))
 
 
 def test_other_shards_leave_no_old_files(first, copy):

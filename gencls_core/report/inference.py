@@ -87,7 +87,8 @@ def infer(
     prior_of_class = resolve_prior(prior_name, classes, counts)
     matrix = read_likelihoods(run.scores, system, classes)
     by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
-    fit, notes = _fit(origin, system, classes, by_loss)
+    own = run.validation_scores.records(system)
+    fit, notes = _fit(run if own else origin, system, classes, by_loss)
     decided = matrix
     if by_loss and matrix.loss_scores is not None:
         decided = _decided_by_loss(matrix)
