@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jobs.options import given_values, section_options
+from jobs.options import SectionedCommand, given_values, section_options
 from jobs.run import QUICK_TEST, resolve_fp16
 
 __all__ = ["classify_command", "evaluate_command"]
@@ -21,7 +21,7 @@ MODEL_DIR = click.option(
 NOT_FOR_TEST_TEXTS = ("max_samples", "validation_fraction", "drop_leaks", "classes")
 
 
-@click.command(name="evaluate")
+@click.command(name="evaluate", cls=SectionedCommand)
 @MODEL_DIR
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Also write the report's JSON here."
@@ -72,7 +72,7 @@ TOKENS_PER_TEXT = 512
 """What the original's --batch-size meant: texts cut at 512 tokens."""
 
 
-@click.command(name="classify")
+@click.command(name="classify", cls=SectionedCommand)
 @MODEL_DIR
 @click.argument("texts", type=click.Path(path_type=Path))
 @click.option(

@@ -11,7 +11,7 @@ import click
 
 from gencls_core.config import SECTIONS, RunConfig, load_run_config, parse_run_config
 
-__all__ = ["build_config", "given_values", "section_options"]
+__all__ = ["SectionedCommand", "build_config", "given_values", "section_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,22 +28,50 @@ def section_options(
         for section in reversed(sections):
             for name, field in reversed(list(SECTIONS[section].model_fields.items())):
                 if name not in leave_out:
-                    command = _option(name, field)(command)
+                    command = _option(section, name, field)(command)
         return command
 
     return decorate
 
 
-def _option(name: str, field: Any) -> Callable[[Command], Command]:
+class SectionedCommand(click.Command):
+    """A command whose help lists its options section by section, as a run file has them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options: the command's own first, then each section's."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                section = getattr(parameter, "section", "Options")
+                groups.setdefault(section, []).append(record)
+        for section in sorted(groups, key=lambda name: name != "Options"):
+            with formatter.section(section):
+                formatter.write_dl(groups[section])
+
+
+class _SectionOption(click.Option):
+    """An option that belongs to a section of the run file."""
+
+    def __init__(self, *arguments: Any, section: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.section = section.capitalize()
+
+
+def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
     kind, is_flag = _click_type(field.annotation)
     text = field.description or ""
     default = field.default
-    if default not in (None, False) and not is_flag:
+    if default is not None and not is_flag:
         text += f"  [default: {default}]"
     if is_flag:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-    return click.option(flag, *ALIASES.get(name, []), name, type=kind, default=None, help=text)
+        names, settings = [f"{flag}/--no-{flag[2:]}", name], {}
+    else:
+        names, settings = [flag, *ALIASES.get(name, []), name], {"type": kind}
+    return click.option(
+        *names, default=None, help=text, cls=_SectionOption, section=section, **settings
+    )
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from jobs.options import build_config, section_options
+from jobs.options import SectionedCommand, build_config, section_options
 
 __all__ = ["plan_command"]
 
 
-@click.command(name="plan")
+@click.command(name="plan", cls=SectionedCommand)
 @click.argument("run_file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--output-dir", type=click.Path(path_type=Path), help="The run directory.")
 @section_options("data", "model", "training", "sequence", "scoring", "compute")

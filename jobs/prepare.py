@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from jobs.options import given_values, section_options
+from jobs.options import SectionedCommand, given_values, section_options
 
 __all__ = ["prepare_command"]
 
 
-@click.command(name="prepare")
+@click.command(name="prepare", cls=SectionedCommand)
 @click.argument("source")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="The dataset's folder."

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jobs.options import build_config, section_options
+from jobs.options import SectionedCommand, build_config, section_options
 
 __all__ = ["resolve_fp16", "run_command", "train_command"]
 
@@ -36,7 +36,7 @@ def _run_options(command: Any) -> Any:
     return command
 
 
-@click.command(name="run")
+@click.command(name="run", cls=SectionedCommand)
 @_run_options
 @section_options("scoring", "posterior", "compute")
 @click.option(
@@ -65,7 +65,7 @@ def run_command(run_file: Path | None, **flags: Any) -> None:
     print_summary(RunDirectory(config.output_dir).report_path)
 
 
-@click.command(name="train")
+@click.command(name="train", cls=SectionedCommand)
 @_run_options
 @section_options("compute")
 @click.option("--class-id", type=int, default=None, help="Train only the class with this number.")
