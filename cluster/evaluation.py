@@ -90,9 +90,10 @@ def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator
             yield event
     manifest = manifest_of(preparation, previous) | {"status": "finished"}
     if run.path == source.path:
-        # The run goes on telling how it was trained, on which data.
-        config = {**manifest["config"], "data": previous["config"]["data"]}
-        manifest = {**previous, "config": config, "status": "finished"}
+        # The run goes on telling how it was trained, on which data, and how it is scored.
+        scoring = preparation.config.scoring.model_dump(mode="json")
+        manifest = {**previous, "config": {**previous["config"], "scoring": scoring}}
+        manifest["status"] = "finished"
     else:
         # Relative, so that a run that is moved keeps its calibration.
         manifest["calibration_run"] = os.path.relpath(source.path, run.path)
@@ -108,7 +109,7 @@ def _reopen(
     """Bring back a run's settings, with other texts and changed settings."""
     manifest = source.manifest()
     models = _models_of(source)
-    settings = manifest["config"]
+    settings = dict(manifest["config"])
     for section, values in changes.items():
         settings[section] = {**settings[section], **values}
     settings["output_dir"] = str(source.path)
@@ -116,14 +117,20 @@ def _reopen(
     own = source.dataset()
     dataset, run = own, source
     notes: list[str] = []
+    before = RunConfig.model_validate(manifest["config"])
+    apart = bool(source.scores.records(SYSTEM)) and _scored_as(config) != _scored_as(before)
+    if data is None and apart and "test" in own.splits:
+        data = DataConfig(data_dir=source.dataset_path)
     if data is not None:
         data = data.model_copy(update={"classes": tuple(manifest["classes"])})
-        name = digest_of([data.model_dump(mode="json"), labelled])
+        scored_as = _scored_as(config) if apart else None
+        name = digest_of([data.model_dump(mode="json"), labelled, scored_as])
         run = source.evaluation(name)
         dataset = ingest(data, run.dataset_path, splits=("test",), labelled=labelled)
         config = config.model_copy(update={"data": data})
         tested = own.splits.get("test")
-        if labelled and tested and tested.fingerprint == dataset.split("test").fingerprint:
+        same = tested and tested.fingerprint == dataset.split("test").fingerprint
+        if labelled and same and not apart:
             shutil.rmtree(run.path)
             dataset, run = own, source
         elif labelled:
@@ -133,6 +140,12 @@ def _reopen(
             "no test texts", place=dataset.path, remedy="name some with --data-dir or --data"
         )
     return _prepare_with_models(config, dataset, run, source, models, notes)
+
+
+def _scored_as(config: RunConfig) -> list[Any]:
+    """Give the settings that change score rows; with others, a run's own scores stay."""
+    scoring = config.scoring
+    return [scoring.likelihood, scoring.per_token, scoring.shard_size, config.compute.precision]
 
 
 def _models_of(source: RunDirectory) -> tuple[ClassModel, ...]:

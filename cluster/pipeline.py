@@ -6,13 +6,15 @@ that has work to do, so a run whose work is all committed starts nothing.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import SYSTEM, Preparation, prepare_run
+from cluster.preparation import SYSTEM, Preparation, check_base, prepare_run
 from cluster.stages import (
     LazyRay,
     baseline_stage,
@@ -22,7 +24,7 @@ from cluster.stages import (
     train_stage,
 )
 from gencls_core.config import RunConfig
-from gencls_core.datasets import ingest
+from gencls_core.datasets import ingest, open_source
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.run import RunDirectory
 from gencls_core.systems.tfidf import TFIDF
@@ -30,16 +32,33 @@ from gencls_core.systems.tfidf import TFIDF
 __all__ = ["prepare", "run_all", "train_models"]
 
 
-def prepare(config: RunConfig, dataset_path: Path | None = None) -> Preparation:
+def prepare(config: RunConfig, scratch: Path | None = None) -> Preparation:
     """Ingest the data, resolve the model and plan; starts nothing.
+
+    The data enters the run directory only when all that can be checked has been: a run that is
+    refused leaves what was there as it was.
 
     Args:
         config: what is to be run.
-        dataset_path: where the data is ingested; default: the run directory.
+        scratch: a folder for the data, where the run directory is to stay untouched.
     """
+    open_source(config.data)
+    check_base(config)
     run = RunDirectory(config.output_dir)
-    dataset = ingest(config.data, dataset_path or run.dataset_path)
-    return prepare_run(config, dataset, run)
+    incoming = (scratch or run.path) / ".incoming-dataset"
+    existed = run.path.exists()
+    try:
+        dataset = ingest(config.data, incoming, reuse=run.dataset_path)
+        preparation = prepare_run(config, dataset, run)
+        if scratch is not None or dataset.path == run.dataset_path:
+            return preparation
+        run.adopt_dataset(incoming)
+        return replace(preparation, dataset=replace(dataset, path=run.dataset_path))
+    finally:
+        if scratch is None:
+            shutil.rmtree(incoming, ignore_errors=True)
+            if not existed and run.path.exists() and not any(run.path.iterdir()):
+                run.path.rmdir()
 
 
 def run_all(config: RunConfig) -> Iterator[Event]:
@@ -87,18 +106,21 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
     previous = previous_manifest(run)
     manifest = manifest_of(preparation, previous)
     run.write_manifest({**manifest, "status": "running"})
-    worked = False
+    # Time spent on the same settings before, for example by an invocation that was stopped.
+    before = previous.get("seconds") or 0.0 if previous.get("config") == manifest["config"] else 0.0
+    worked, status = False, "stopped"
     try:
         with ExitStack() as stack:
             for event in _stages(preparation, LazyRay(stack, preparation), score=score):
                 worked = worked or not isinstance(event, ClassReused | StageStarted)
                 yield event
-    except BaseException as error:
-        status = "failed" if isinstance(error, Exception) else "stopped"
-        run.write_manifest({**manifest, "status": status})
+        status = "finished"
+    except Exception:
+        status = "failed"
         raise
-    seconds = round(time.perf_counter() - started, 2) if worked else previous.get("seconds")
-    run.write_manifest({**manifest, "status": "finished", "seconds": seconds})
+    finally:
+        seconds = before + (time.perf_counter() - started if worked else 0.0)
+        run.write_manifest({**manifest, "status": status, "seconds": round(seconds, 2)})
     if score:
         yield from report_stage(preparation.config, run, None)
 

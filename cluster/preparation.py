@@ -16,12 +16,14 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.digests import scoring_digest, scratch_digest, shard_ranges, training_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
+from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision, resolve_precision
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardKey
+from gencls_core.scratch import scratch_preset
 from gencls_core.training import TrainingTask
 
-__all__ = ["SYSTEM", "Preparation", "prepare_run", "shard_work", "workload_of"]
+__all__ = ["SYSTEM", "Preparation", "check_base", "prepare_run", "shard_work", "workload_of"]
 
 SYSTEM = "class-lm"
 
@@ -106,19 +108,34 @@ class Preparation:
         ]
 
 
+def check_base(config: RunConfig) -> None:
+    """Refuse a base model that cannot be had, before anything else is done.
+
+    Raises:
+        ModelError: when the preset, folder or hub id is not to be had.
+    """
+    name = config.model.model
+    if is_scratch(name):
+        scratch_preset(name)
+    else:
+        resolve_model(config.model)
+
+
 def prepare_run(config: RunConfig, dataset: Dataset, run: RunDirectory) -> Preparation:
     """Resolve the base model and plan the work.
 
     Raises:
+        UsageError: when the prior or `--class-id` does not fit the classes.
         ModelError: when the base model cannot be found.
         ResourceError: when something cannot fit.
     """
+    resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
     base, size = _resolve_base(config, dataset, run.base_path)
     budget = local_budget(config.compute)
     device = budget.device
     precision, note = resolve_precision(config.compute.precision, device)
     work = workload_of(config, dataset, precision)
-    return Preparation(
+    preparation = Preparation(
         config=config,
         run=run,
         dataset=dataset,
@@ -129,6 +146,8 @@ def prepare_run(config: RunConfig, dataset: Dataset, run: RunDirectory) -> Prepa
         precision=precision,
         notes=tuple(n for n in (note, *dataset.warnings) if n),
     )
+    preparation.wanted_classes()
+    return preparation
 
 
 def workload_of(
@@ -162,8 +181,6 @@ def _resolve_base(
     if not is_scratch(name):
         base = resolve_model(config.model)
         return base, ModelSize.of(base.config, base.parameters)
-    from gencls_core.scratch import scratch_preset
-
     preset = scratch_preset(name)
     digest = scratch_digest(config.model, config.training, dataset)
     embeddings = (preset.vocabulary + preset.context) * preset.width

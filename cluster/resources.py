@@ -138,7 +138,14 @@ def local_budget(compute: ComputeConfig) -> Budget:
     if gpus and gpu_memory is None:
         import torch
 
-        found = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
+        present = torch.cuda.device_count()
+        if present == 0:
+            raise ResourceError.of(
+                "GPUs are asked for, and this machine shows none",
+                found=f"--num-gpus {gpus}",
+                remedy="leave --num-gpus out, or say --gpu-memory-gb to plan for another machine",
+            )
+        found = [torch.cuda.get_device_properties(i).total_memory for i in range(present)]
         gpu_memory = min(found) / GB
     memory = compute.memory_gb
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

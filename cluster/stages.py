@@ -107,7 +107,9 @@ def train_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
         return
     plan = preparation.plan
     for task in tasks:
-        # Scores of the model that is about to be replaced must not outlive it.
+        # Scores of the model that is about to be replaced, and what was made of them, must not
+        # outlive it.
+        preparation.run.drop_report()
         for store in (preparation.run.scores, preparation.run.validation_scores):
             store.drop(SYSTEM, task.class_name)
     yield StageStarted(
@@ -151,7 +153,8 @@ def score_stage(
         split=split,
         run=run,
     )
-    run.scores_of(split).retire(SYSTEM, wanted)
+    if run.scores_of(split).retire(SYSTEM, wanted) or work:
+        run.drop_report()
     rows = dataset.split(split).rows * len(models)
     missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
     if not work:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -36,6 +36,7 @@ __all__ = [
     "TrainingConfig",
     "load_run_config",
     "parse_run_config",
+    "parse_section",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -43,6 +44,9 @@ Positive = Annotated[int, Field(gt=0)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Section = TypeVar("Section", bound=_Section)
 
 
 class DataConfig(_Section):
@@ -270,16 +274,30 @@ def parse_run_config(values: dict[str, Any], *, place: str = "command line") -> 
     Raises:
         UsageError: naming each wrong field, what was found and what is allowed.
     """
+    return parse_section(RunConfig, values, place=place)
+
+
+def parse_section(
+    section: type[Section], values: dict[str, Any], *, place: str = "command line"
+) -> Section:
+    """Validate the values of one section, or of a whole run.
+
+    Raises:
+        UsageError: naming each wrong field, what was found and what is allowed.
+    """
     try:
-        return RunConfig.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"]) or "options"
-            lines.append(f"{where}: {problem['msg']}, found {_shown(problem.get('input'))}")
+            message = problem["msg"].removeprefix("Value error, ")
+            # A rule over several fields has no one value to show.
+            shown = f", found {_shown(problem.get('input'))}" if problem["loc"] else ""
+            lines.append(f"{where}: {message}{shown}")
         unknown = [p["loc"] for p in error.errors() if p["type"] == "extra_forbidden"]
         raise UsageError.of(
-            "not a valid run",
+            "not valid",
             place=place,
             found="; ".join(lines),
             remedy=_closest_fields(unknown) or "see `gencls init` for every key and its meaning",

@@ -145,7 +145,16 @@ def _download(name: str, revision: str | None) -> Path:
 def _count_parameters(path: Path) -> int:
     """Count the parameters in a safetensors file from its header alone."""
     with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 0 < length < path.stat().st_size:
+            raise ModelError.of(
+                "not a whole safetensors file",
+                place=path,
+                found=f"{path.stat().st_size:,} bytes that do not begin with a header",
+                expected="weights written by `save_pretrained`",
+                remedy="a Git LFS pointer or a broken download: fetch the file again",
+            )
         header: dict[str, Any] = json.loads(stream.read(length))
     total = 0
     for name, tensor in header.items():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -167,7 +168,7 @@ def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) 
             model = AutoModelForCausalLM.from_pretrained(
                 resolved.path, config=config, dtype=dtype, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError.of(
             "the model's weights cannot be loaded",
             place=resolved.path,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,6 +92,22 @@ class RunDirectory:
     def model_path(self, class_name: str) -> Path:
         """The folder of one class model."""
         return self.models_path / class_directory_name(class_name)
+
+    def adopt_dataset(self, incoming: Path) -> None:
+        """Put a newly prepared dataset in the place of the run's own.
+
+        What was made from the old one goes first: scores and texts must never be mixed.
+        """
+        if self.dataset_path.exists():
+            self.drop_report()
+            for name in ("scores", "validation-scores", "evaluations"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            shutil.rmtree(self.dataset_path)
+        incoming.rename(self.dataset_path)
+
+    def drop_report(self) -> None:
+        """Remove report and predictions: what they rest on is about to change."""
+        shutil.rmtree(self.report_path, ignore_errors=True)
 
     def dataset(self) -> Dataset:
         """Open the run's dataset; raises DataError where it has none."""

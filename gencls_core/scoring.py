@@ -222,7 +222,8 @@ def _loss_scores(
     It has no BOS and no EOS, cuts at the model's context, averages over the n − 1 tokens that have
     a predecessor and multiplies by n: near the exact sum, but not it.
     """
-    cut = [tokens[: policy.window] for tokens in ids]
+    kept = min(policy.window, policy.max_length or policy.window)
+    cut = [tokens[:kept] for tokens in ids]
     texts = [
         TokenizedText(
             np.array(tokens[:-1], dtype=np.int32), np.array(tokens[1:], dtype=np.int32), False

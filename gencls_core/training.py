@@ -35,7 +35,7 @@ from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_
 from gencls_core.precision import Precision
 from gencls_core.storage import publish_directory, write_json
 from gencls_core.tokenization import SequencePolicy, TokenizedText
-from gencls_core.training_loop import ClassTrainer, trainer_arguments
+from gencls_core.training_loop import ClassTrainer, count_steps, trainer_arguments
 
 __all__ = ["TrainingTask", "train_class"]
 
@@ -116,6 +116,7 @@ def train_class(
             precision=task.precision,
             use_cpu=task.device == "cpu",
             evaluate=bool(held_out),
+            total_steps=count_steps([len(text) for text in texts], task.training),
         ),
     )
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(task.checkpoints))

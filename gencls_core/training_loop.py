@@ -33,7 +33,7 @@ from gencls_core.precision import Precision
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import TokenizedText, batches_by_token_budget, windows_of
 
-__all__ = ["ClassTrainer", "trainer_arguments"]
+__all__ = ["ClassTrainer", "count_steps", "trainer_arguments"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -45,6 +45,7 @@ def trainer_arguments(
     precision: Precision,
     use_cpu: bool,
     evaluate: bool,
+    total_steps: int,
 ) -> TrainingArguments:
     """Translate our settings into Trainer's."""
     schedules = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -54,7 +55,9 @@ def trainer_arguments(
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedules[config.schedule],
-        warmup_steps=config.warmup,
+        # Trainer would round a fraction up: the one step of a short run would be all warm-up, at
+        # a learning rate of zero.
+        warmup_steps=round(config.warmup * total_steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
@@ -77,6 +80,12 @@ def trainer_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
     )
+
+
+def count_steps(lengths: list[int], config: TrainingConfig) -> int:
+    """Give the optimiser steps of a whole training, counted as Trainer counts them."""
+    per_epoch = math.ceil(len(_Batches(lengths, config)) / config.gradient_accumulation)
+    return math.ceil(per_epoch * config.epochs)
 
 
 class _Texts(Dataset[int]):

@@ -103,7 +103,7 @@ def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -
     \b
       gencls classify --model-dir results new_texts.jsonl --output predictions.parquet
     """
-    from gencls_core.config import DataConfig
+    from gencls_core.config import DataConfig, parse_section
     from gencls_core.errors import UsageError
 
     if output.suffix not in (".parquet", ".csv", ".jsonl"):
@@ -114,7 +114,7 @@ def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -
             expected=".parquet, .csv or .jsonl",
         )
     values = given_values(flags)
-    data = DataConfig(data=str(texts), **values.pop("data", {}))
+    data = parse_section(DataConfig, {"data": str(texts), **values.pop("data", {})})
 
     from cluster.evaluation import classify_texts
     from gencls_core.events import StageFinished
@@ -132,7 +132,7 @@ def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -
 
 def _data_config(model_dir: Path, values: dict[str, Any] | None) -> Any:
     """Give the texts that the flags name; None where they name none."""
-    from gencls_core.config import DataConfig
+    from gencls_core.config import DataConfig, parse_section
     from gencls_core.run import RunDirectory
 
     if values is None:
@@ -140,7 +140,7 @@ def _data_config(model_dir: Path, values: dict[str, Any] | None) -> Any:
     if not {"data", "data_dir"} & values.keys():
         # A sample of the test texts that the models' run was given.
         values = {"data_dir": RunDirectory(model_dir).dataset_path, **values}
-    return DataConfig(**values)
+    return parse_section(DataConfig, values)
 
 
 def _check_model(model_dir: Path, named: str | None) -> None:

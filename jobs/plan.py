@@ -35,7 +35,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from gencls_core.digests import shard_ranges
 
     with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder:
-        preparation = prepare(config, Path(folder) / "dataset")
+        preparation = prepare(config, Path(folder))
     plan, budget = preparation.plan, preparation.budget
     classes = preparation.dataset.classes
     todo = {task.class_name for task in preparation.training_tasks()}

@@ -36,10 +36,10 @@ def prepare_command(source: str, output: Path, layout: str, **flags: Any) -> Non
     """
     import tempfile
 
-    from gencls_core.config import DataConfig
+    from gencls_core.config import DataConfig, parse_section
     from gencls_core.datasets import export_per_class_json, ingest
 
-    config = DataConfig(data=source, **given_values(flags).get("data", {}))
+    config = parse_section(DataConfig, {"data": source, **given_values(flags).get("data", {})})
     if layout == "parquet":
         dataset = ingest(config, output)
     else:

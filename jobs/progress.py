@@ -137,6 +137,7 @@ class _Bars(_Lines):
         super().__init__(console)
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
+        self._trained: set[str] = set()
         self._tokens: dict[str, tuple[int, float]] = {}
 
     def _bar(self, key: str, description: str, total: int, done: int = 0) -> TaskID:
@@ -145,6 +146,12 @@ class _Bars(_Lines):
                 description, total=total, completed=done, detail=""
             )
         return self._bars[key]
+
+    def event(self, event: Event) -> None:
+        # An event of a class may come after the one that ended it.
+        if isinstance(event, TrainingProgress) and event.class_name in self._trained:
+            return
+        super().event(event)
 
     def _drop(self, key: str) -> None:
         bar = self._bars.pop(key, None)
@@ -161,6 +168,7 @@ class _Bars(_Lines):
         self._drop(event.stage)
 
     def class_trained(self, event: ClassTrained) -> None:
+        self._trained.add(event.class_name)
         self._drop(event.class_name)
 
     def training(self, event: TrainingProgress) -> None:

@@ -38,10 +38,18 @@ def query_command(
       gencls query runs/agnews "from errors order by margin desc" --output errors.csv
     """
     from gencls_core.query import run_query
-    from gencls_core.query_output import write_result
+    from gencls_core.query_output import OUTPUT_FORMATS, write_result
     from gencls_core.run import RunDirectory
 
     if output_format is None:
-        suffix = output.suffix.lstrip(".") if output else ""
-        output_format = suffix if suffix in ("csv", "json", "parquet") else "table"
+        output_format = output.suffix.lstrip(".") if output else "table"
+        if output_format not in OUTPUT_FORMATS:
+            raise click.UsageError(
+                f"{output}: say --format, or use the suffix .csv, .json or .parquet"
+            )
+    records = RunDirectory(run).scores.records()
+    parts = {(r.system, r.class_name, r.count) for r in records}
+    missing = sum(count for _, _, count in parts) - len(records)
+    if missing:
+        click.echo(f"! {missing} score shards are missing: run the same command again", err=True)
     write_result(run_query(RunDirectory(run), sql), output_format, output, max_rows=max_rows)

@@ -197,6 +197,7 @@ def _write_model(run: RunDirectory, name: str, number: int) -> None:
         tokenizer_digest="c" * 64,
         kind="full",
         files={},
+        sizes={},
         training=TrainingRecord(
             texts=320 + number,
             tokens=48_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -171,7 +172,7 @@ def test_the_original_scripts_commands(tmp_path):
     assert set(table["predicted"].to_pylist()) <= set(CLASSES)
 
     asked = gencls("query", results, "select count(*) as n from predictions", "--format", "csv")
-    assert asked.stdout.split() == ["n", "42"]
+    assert list(csv.reader(asked.stdout.splitlines())) == [["n"], ["42"]]
     wrong = gencls("query", results, "select lable from predictions")
     assert wrong.returncode == 2
     assert "label" in wrong.stderr

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import ray
 from run_fixtures import CLASSES, make_config, make_data, sentences, write_jsonl
@@ -23,7 +24,7 @@ from cluster.resources import GB, Budget
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig
 from gencls_core.datasets import Dataset
-from gencls_core.errors import DataError, ModelError, StoreError, UsageError
+from gencls_core.errors import DataError, ModelError, ResourceError, StoreError, UsageError
 from gencls_core.events import (
     ClassReused,
     ClassTrained,
@@ -214,10 +215,49 @@ def test_a_stopped_rerun_leaves_no_mixture(first, copy):
     stream.close()
     run = RunDirectory(copy / "run")
     assert run.manifest()["status"] == "stopped"
+    assert not run.predictions_path.exists()
     with pytest.raises(StoreError):
         build_report(run)
     with pytest.raises(StoreError, match="--class-id"):
         list(evaluate_models(run.path, None, {}))
+
+
+def test_a_refused_run_leaves_the_finished_one_as_it_was(first, copy):
+    """Other data with a model, prior or class number that cannot be: nothing is replaced."""
+    before = {p: p.stat().st_mtime_ns for p in (copy / "run").rglob("*") if p.is_file()}
+    make_data(copy / "other", train=5, test=4)
+    data = {"data_dir": str(copy / "other")}
+    for changes, error in (
+        ({"model": {"model": "scratch:tinny"}}, ModelError),
+        ({"posterior": {"prior": "01=1"}}, UsageError),
+        ({"class_id": 9}, UsageError),
+        ({"compute": {"memory_gb": 1.1}}, ResourceError),
+    ):
+        with pytest.raises(error):
+            rerun(copy, first[0], data=data, **changes)
+    assert {p: p.stat().st_mtime_ns for p in (copy / "run").rglob("*") if p.is_file()} == before
+
+
+def test_other_data_replaces_all_that_was_made_of_the_old(first, copy):
+    make_data(copy / "other", train=20, test=4)
+    rerun(copy, first[0], data={"data_dir": str(copy / "other")})
+    run = RunDirectory(copy / "run")
+    assert len(read_scores(run.path / "scores", "class-lm")) == 4 * 3 * 3
+    assert pq.read_table(run.predictions_path).num_rows == 12
+
+
+def test_evaluating_with_other_settings_leaves_the_run_alone(first, copy):
+    run = RunDirectory(copy / "run")
+    before = read_scores(run.path / "scores")
+    manifest = run.manifest()["config"]
+    events = list(evaluate_models(run.path, None, {"scoring": {"likelihood": "loss"}}))
+    report = json.loads((Path(events[-1].message) / "report.json").read_text())
+    assert report["likelihood_check"]["rows"] == TEST_ROWS * 3
+    assert report["likelihood_check"]["max_abs_difference"] > 0
+    assert any("loss-based" in note for note in report["notes"])
+    assert read_scores(run.path / "scores").equals(before)
+    assert run.manifest()["config"] == manifest
+    assert json.loads((run.report_path / "report.json").read_text())["likelihood_check"] is None
 
 
 def test_other_shards_leave_no_old_files(first, copy):

@@ -119,6 +119,14 @@ def test_passes_and_accumulation_change_no_gradient(tmp_path, change):
     assert ((weights[0] - weights[1]).abs() > 1e-4).float().mean() < 0.002
 
 
+def test_a_single_step_is_not_all_warm_up(task):
+    """Trainer's own rounding would give the one step a learning rate of zero."""
+    one = replace(task, training=TrainingConfig(epochs=1, batch_size=100, learning_rate=1e-2))
+    model = train_class(one)
+    assert model.training.steps == 1
+    assert nll_per_token(one.destination, TEXTS) < nll_per_token(one.base.path, TEXTS) - 0.01
+
+
 def test_same_seed_same_weights_other_seed_other(tmp_path):
     digests = []
     for number, seed in enumerate((0, 0, 1)):

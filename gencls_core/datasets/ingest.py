@@ -37,6 +37,7 @@ def ingest(
     *,
     splits: tuple[SplitName, ...] | None = None,
     labelled: bool = True,
+    reuse: Path | None = None,
 ) -> Dataset:
     """Prepare the data that `config` names in the folder `destination`.
 
@@ -46,6 +47,7 @@ def ingest(
         config: the source, its columns, and how it is split.
         destination: a folder that is new, empty, or a prepared dataset.
         splits: write only these; `("test",)` reads no train texts. Default: all.
+        reuse: a folder that is returned instead, untouched, if it holds this very dataset.
         labelled: False prepares texts to classify: no labels, all texts in the test split.
 
     Raises:
@@ -64,7 +66,7 @@ def ingest(
             "labelled": labelled,
         }
     )
-    ready = _already_prepared(destination, digest)
+    ready = _already_prepared(reuse or destination, digest)
     if ready is not None:
         return ready
     plan = make_plan(source, config, test_only=set(wanted) == {"test"}, labelled=labelled)

@@ -98,6 +98,13 @@ class PerClassJson(Source):
         expected = {"class_id": number, "class_name": self._names[number]}
         yield from _texts(path, None, expected)
 
+    def _class_of(self, event: str, value: Any) -> str | None:
+        """Give a label's class: a number is its place in class_names, whatever those are called."""
+        if event == "number":
+            known = value == int(value) and 0 <= value < len(self._names)
+            return self._names[int(value)] if known else None
+        return label_name(value, self._names) if event == "string" else None
+
     def _labels(self, path: Path) -> array[int]:
         """Read the labels of a split file as class numbers."""
         numbers = {name: number for number, name in enumerate(self._names)}
@@ -105,7 +112,7 @@ class PerClassJson(Source):
         for line, (prefix, event, value) in json_events(path):
             if prefix != "labels.item":
                 continue
-            found = label_name(value, self._names) if event in ("number", "string") else None
+            found = self._class_of(event, value)
             if found not in numbers:
                 raise DataError.of(
                     "label outside the classes",
