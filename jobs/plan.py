@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from jobs.options import SectionedCommand, build_config, section_options
+from jobs.run import baseline_option, resolve_shorthands, run_options
 
 __all__ = ["plan_command"]
 
 
 @click.command(name="plan", cls=SectionedCommand)
-@click.argument("run_file", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--output-dir", type=click.Path(path_type=Path), help="The run directory.")
-@section_options("data", "model", "training", "sequence", "scoring", "compute")
+@run_options
+@section_options("scoring", "posterior", "compute")
+@baseline_option
 def plan_command(run_file: Path | None, **flags: Any) -> None:
     """Show what `gencls run` would do with the same options; trains and scores nothing.
 
@@ -25,7 +26,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     \b
       gencls plan --data-dir data/imdb-classifier --model gpt2 --num-gpus 1 --gpu-memory-gb 16
     """
-    config = build_config(run_file, flags)
+    config = build_config(run_file, resolve_shorthands(flags))
     from rich.console import Console
     from rich.table import Table
 
@@ -75,8 +76,10 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         if split in preparation.dataset.splits:
             info = preparation.dataset.splits[split]
             shards = len(shard_ranges(info.rows, config.scoring.shard_size)) * len(classes)
-            done = len(preparation.run.scores_of(split).records(SYSTEM))
-            table.add_row(f"{split} scores", f"{shards} shards; {done} on disk")
+            records = preparation.run.scores_of(split).records(SYSTEM)
+            # The scores of a model that is to be replaced go with it.
+            done = sum(record.class_name not in todo for record in records)
+            table.add_row(f"{split} scores", f"{shards} shards; {done} committed")
     Console(highlight=False).print(table)
     for note in preparation.notes:
         click.echo(f"! {note}")

@@ -9,12 +9,26 @@ import click
 
 from jobs.options import SectionedCommand, build_config, section_options
 
-__all__ = ["resolve_fp16", "run_command", "train_command"]
+__all__ = [
+    "baseline_option",
+    "resolve_fp16",
+    "resolve_shorthands",
+    "run_command",
+    "run_options",
+    "train_command",
+]
+
+baseline_option = click.option(
+    "--baseline/--no-baseline",
+    default=None,
+    help="Also train TF-IDF with logistic regression on the same split.",
+)
 
 QUICK_TEST = {"max_samples": 100, "epochs": 1.0, "max_test_samples": 100}
 
 
-def _run_options(command: Any) -> Any:
+def run_options(command: Any) -> Any:
+    """Add the options that run, train and plan have in common."""
     for option in reversed(
         [
             click.argument(
@@ -37,13 +51,9 @@ def _run_options(command: Any) -> Any:
 
 
 @click.command(name="run", cls=SectionedCommand)
-@_run_options
+@run_options
 @section_options("scoring", "posterior", "compute")
-@click.option(
-    "--baseline/--no-baseline",
-    default=None,
-    help="Also train TF-IDF with logistic regression on the same split.",
-)
+@baseline_option
 def run_command(run_file: Path | None, **flags: Any) -> None:
     """Train one language model per class, score the test texts, and report.
 
@@ -55,7 +65,7 @@ def run_command(run_file: Path | None, **flags: Any) -> None:
       gencls run --data reviews.csv --text-column review --label-column sentiment
       gencls run experiment.toml --learning-rate 1e-4
     """
-    config = build_config(run_file, _resolve_shorthands(flags))
+    config = build_config(run_file, resolve_shorthands(flags))
     from cluster.pipeline import run_all
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
@@ -66,7 +76,7 @@ def run_command(run_file: Path | None, **flags: Any) -> None:
 
 
 @click.command(name="train", cls=SectionedCommand)
-@_run_options
+@run_options
 @section_options("compute")
 @click.option("--class-id", type=int, default=None, help="Train only the class with this number.")
 def train_command(run_file: Path | None, **flags: Any) -> None:
@@ -76,7 +86,7 @@ def train_command(run_file: Path | None, **flags: Any) -> None:
       gencls train --data-dir data/imdb-classifier --output-dir results --model-size gpt2 \\
                    --epochs 3 --batch-size 8 --fp16
     """
-    config = build_config(run_file, _resolve_shorthands(flags))
+    config = build_config(run_file, resolve_shorthands(flags))
     from cluster.pipeline import train_models
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
@@ -85,7 +95,7 @@ def train_command(run_file: Path | None, **flags: Any) -> None:
     click.echo(f"Class models: {RunDirectory(config.output_dir).models_path}")
 
 
-def _resolve_shorthands(flags: dict[str, Any]) -> dict[str, Any]:
+def resolve_shorthands(flags: dict[str, Any]) -> dict[str, Any]:
     """Turn `--fp16` and `--quick-test` into the settings that they stand for."""
     if flags.pop("quick_test"):
         for name, value in QUICK_TEST.items():
