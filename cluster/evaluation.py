@@ -77,7 +77,7 @@ def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator
         yield Note(note)
     run, own = preparation.run, source.dataset()
     models = _models_of(source)
-    base = _base_folder(source, models)
+    base = preparation.base.path
     previous = previous_manifest(run)
     worked = False
     with ExitStack() as stack:
