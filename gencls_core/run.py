@@ -24,54 +24,62 @@ from typing import Any, Literal
 
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import StoreError
+from gencls_core.remote_path import Location
 from gencls_core.scores import ScoreStore
-from gencls_core.storage import class_directory_name, read_json, write_json
+from gencls_core.storage import (
+    class_directory_name,
+    publish_directory,
+    read_json,
+    remove_tree,
+    write_json,
+)
 
 __all__ = ["RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
 
 RUN_FORMAT = 1
 
-RunStatus = Literal["running", "finished", "failed", "stopped"]
+RunStatus = Literal["running", "finished", "incomplete", "failed", "stopped"]
+"""`incomplete`: everything was tried, and some texts could not be scored."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths of one run, and its manifest `run.json`."""
 
-    path: Path
+    path: Location
 
     @property
-    def manifest_path(self) -> Path:
+    def manifest_path(self) -> Location:
         """The run's manifest."""
         return self.path / "run.json"
 
     @property
-    def events_path(self) -> Path:
+    def events_path(self) -> Location:
         """The run's event log."""
         return self.path / "events.jsonl"
 
     @property
-    def dataset_path(self) -> Path:
+    def dataset_path(self) -> Location:
         """The prepared dataset."""
         return self.path / "dataset"
 
     @property
-    def base_path(self) -> Path:
+    def base_path(self) -> Location:
         """Tokenizer and start weights of a model made from scratch."""
         return self.path / "base"
 
     @property
-    def models_path(self) -> Path:
+    def models_path(self) -> Location:
         """The class models."""
         return self.path / "models"
 
     @property
-    def report_path(self) -> Path:
+    def report_path(self) -> Location:
         """The report's folder."""
         return self.path / "report"
 
     @property
-    def predictions_path(self) -> Path:
+    def predictions_path(self) -> Location:
         """One row per test example, written with the report."""
         return self.report_path / "predictions.parquet"
 
@@ -89,7 +97,7 @@ class RunDirectory:
         """Scores of the test or the validation split."""
         return self.scores if split == "test" else self.validation_scores
 
-    def model_path(self, class_name: str) -> Path:
+    def model_path(self, class_name: str) -> Location:
         """The folder of one class model."""
         return self.models_path / class_directory_name(class_name)
 
@@ -101,13 +109,15 @@ class RunDirectory:
         if self.dataset_path.exists():
             self.drop_report()
             for name in ("scores", "validation-scores", "evaluations"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            shutil.rmtree(self.dataset_path)
-        incoming.rename(self.dataset_path)
+                remove_tree(self.path / name)
+            remove_tree(self.dataset_path)
+        with publish_directory(self.dataset_path, "dataset.json") as folder:
+            for file in incoming.iterdir():
+                shutil.move(file, folder / file.name)
 
     def drop_report(self) -> None:
         """Remove report and predictions: what they rest on is about to change."""
-        shutil.rmtree(self.report_path, ignore_errors=True)
+        remove_tree(self.report_path)
 
     def dataset(self) -> Dataset:
         """Open the run's dataset; raises DataError where it has none."""

@@ -21,22 +21,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gencls_core.errors import StoreError
+from gencls_core.ownership import Fence
+from gencls_core.remote_path import Location, RemotePath
 from gencls_core.storage import (
     class_directory_name,
     class_name_of,
     file_sha256,
+    filesystem_of,
     publish_file,
-    read_json,
     write_json,
 )
 
@@ -51,6 +55,8 @@ __all__ = [
 ]
 
 SCORE_FORMAT = 1
+READERS = 16
+"""Threads that read records and check files: object stores answer slowly but many at a time."""
 
 Quantity = Literal["log_likelihood", "pseudo_log_likelihood", "log_posterior"]
 
@@ -116,6 +122,8 @@ class ShardRecord:
     seconds: float
     tokens: int
     peak_memory_bytes: int
+    attempt: str = ""
+    """Which attempt wrote it; see gencls_core.ownership."""
 
     @property
     def key(self) -> ShardKey:
@@ -126,10 +134,10 @@ class ShardRecord:
 class ScoreStore:
     """Score shards under one folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
 
-    def directory(self, system: str, class_name: str) -> Path:
+    def directory(self, system: str, class_name: str) -> Location:
         """Give the partition folder of one class."""
         return (
             self.path
@@ -137,11 +145,11 @@ class ScoreStore:
             / f"class={class_directory_name(class_name)}"
         )
 
-    def shard_path(self, key: ShardKey) -> Path:
+    def shard_path(self, key: ShardKey) -> Location:
         """Give the Parquet file of a shard."""
         return self.directory(key.system, key.class_name) / f"{key.stem}.parquet"
 
-    def record_path(self, key: ShardKey) -> Path:
+    def record_path(self, key: ShardKey) -> Location:
         """Give the commit record of a shard."""
         return self.directory(key.system, key.class_name) / f"_{key.stem}.json"
 
@@ -154,6 +162,7 @@ class ScoreStore:
         digest: str,
         seconds: float = 0.0,
         peak_memory_bytes: int = 0,
+        fence: Fence | None = None,
     ) -> ShardRecord:
         """Write a shard whole, then its record; replaces what stood there.
 
@@ -163,9 +172,13 @@ class ScoreStore:
             digest: names all inputs of the rows.
             seconds: time the scoring took, kept for the report.
             peak_memory_bytes: peak resident memory of the process that scored.
+            fence: the right to write, asked before anything is replaced and again before the
+                record is written.
 
         Raises:
-            StoreError: when a score is NaN or infinite: such a row must not become a figure.
+            StoreError: when a score is NaN or infinite: such a row must not become a figure; or
+                when the disk is full or the object store refuses.
+            OwnershipError: when the run or the shard belongs to somebody else by now.
         """
         table = table.cast(SCORE_SCHEMA)
         _refuse_unfinite(table, self.shard_path(key))
@@ -177,6 +190,8 @@ class ScoreStore:
             "gencls.score_unit": "nats",
         }
         path = self.shard_path(key)
+        if fence is not None:
+            fence.check()
         # A record must never vouch for a file it was not written for.
         self.record_path(key).unlink(missing_ok=True)
         with publish_file(path) as temporary:
@@ -202,37 +217,101 @@ class ScoreStore:
             seconds=seconds,
             tokens=tokens,
             peak_memory_bytes=peak_memory_bytes,
+            attempt="" if fence is None else fence.attempt,
         )
+        if fence is not None:
+            fence.check()
         write_json(self.record_path(key), asdict(record))
         return record
 
     def record(self, key: ShardKey) -> ShardRecord | None:
         """Give a shard's commit record, or None where it is absent or its file is not as written.
 
-        The file is checked by its size here; `verify` checks its SHA-256.
+        The file is checked by its size here; `torn` checks its SHA-256.
         """
         try:
-            record = ShardRecord(**read_json(self.record_path(key)))
             size = self.shard_path(key).stat().st_size
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        except FileNotFoundError:
+            return None
+        return self._read_record(self.record_path(key), size)
+
+    def _read_record(self, path: Location, size: int | None) -> ShardRecord | None:
+        try:
+            record = ShardRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
         return record if size == record.bytes and record.format == SCORE_FORMAT else None
 
-    def verify(self, record: ShardRecord) -> bool:
-        """Say whether the shard file's bytes are those that were committed."""
-        path = self.shard_path(record.key)
-        return path.exists() and file_sha256(path) == record.sha256
-
     def records(self, system: str | None = None) -> list[ShardRecord]:
-        """Give every committed shard, ordered by system, class and index."""
-        pattern = "system=*" if system is None else f"system={class_directory_name(system)}"
-        found = []
-        for path in sorted(self.path.glob(f"{pattern}/class=*/_shard-*.json")):
-            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, TypeError):
-                record = self.record(ShardRecord(**read_json(path)).key)
-                if record is not None:
-                    found.append(record)
-        return sorted(found, key=lambda record: record.key)
+        """Give every committed shard, ordered by system, class and index.
+
+        One listing gives the sizes of all files, so that only the records themselves are read.
+        """
+        sizes = {
+            path: size for path, size in self._files() if system is None or _is_of(path, system)
+        }
+        found = [path for path in sizes if path.endswith(".json") and "/_shard-" in path]
+
+        def read(name: str) -> ShardRecord | None:
+            shard = name.replace("/_shard-", "/shard-").removesuffix(".json") + ".parquet"
+            return self._read_record(self.path / name, sizes.get(shard))
+
+        return sorted(
+            (record for record in self._each(read, found) if record is not None),
+            key=lambda record: record.key,
+        )
+
+    def _each(self, work: Any, items: Sequence[Any]) -> list[Any]:
+        """Apply `work` to all items; in threads where waiting is most of it."""
+        if not isinstance(self.path, RemotePath) or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(work, items))
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        """Give every file below with its size, named from the store's folder on."""
+        if isinstance(self.path, RemotePath):
+            for path, stat in self.path.files():
+                yield str(path.relative_to(self.path)), stat.st_size
+            return
+        for partition in sorted(self.path.glob("system=*/class=*")):
+            prefix = partition.relative_to(self.path).as_posix()
+            with os.scandir(partition) as entries:
+                for entry in entries:
+                    yield f"{prefix}/{entry.name}", entry.stat().st_size
+
+    def torn(self, records: Sequence[ShardRecord]) -> list[ShardRecord]:
+        """Give the records whose file does not have the bytes that were committed."""
+
+        def is_torn(record: ShardRecord) -> bool:
+            try:
+                return file_sha256(self.shard_path(record.key)) != record.sha256
+            except FileNotFoundError:
+                return True
+
+        if len(records) < 2:
+            return [record for record in records if is_torn(record)]
+        with ThreadPoolExecutor(READERS) as pool:
+            flags = pool.map(is_torn, records)
+            return [record for record, flag in zip(records, flags, strict=True) if flag]
+
+    def orphans(self) -> list[str]:
+        """Give the files that no commit record vouches for, named from the store's folder on.
+
+        What a killed writer leaves: temporary files, a shard without its record, a record without
+        its shard or of another.
+        """
+        vouched = set()
+        for record in self.records():
+            folder = self.directory(record.system, record.class_name)
+            for name in (f"{record.key.stem}.parquet", f"_{record.key.stem}.json"):
+                vouched.add(_name_below(folder / name, self.path))
+        return sorted(name for name, _ in self._files() if name not in vouched)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove files, named from the store's folder on; records first."""
+        for name in sorted(names, key=lambda name: not name.rpartition("/")[2].startswith("_")):
+            (self.path / name).unlink(missing_ok=True)
 
     def retire(self, system: str, wanted: Mapping[ShardKey, str]) -> int:
         """Remove all files of `system` but the shards that have their wanted digest; give how many.
@@ -241,17 +320,28 @@ class ScoreStore:
         run had come to. The record goes first.
         """
         keep = set()
-        for key, digest in wanted.items():
-            record = self.record(key)
-            if record is not None and record.digest == digest:
-                keep |= {self.record_path(key), self.shard_path(key)}
-        folders = self.path.glob(f"system={class_directory_name(system)}/class=*")
-        return sum(_empty_folder(folder, keep) for folder in folders)
+        for record in self.records(system):
+            if wanted.get(record.key) == record.digest:
+                keep |= {
+                    _name_below(self.record_path(record.key), self.path),
+                    _name_below(self.shard_path(record.key), self.path),
+                }
+        return self._keep_only(keep, f"system={class_directory_name(system)}/")
 
     def drop(self, system: str, class_name: str) -> int:
         """Remove all files of one class; give how many."""
         folder = self.directory(system, class_name)
-        return _empty_folder(folder, set()) if folder.exists() else 0
+        return self._keep_only(set(), _name_below(folder, self.path) + "/")
+
+    def _keep_only(self, keep: set[str], prefix: str) -> int:
+        gone = [name for name, _ in self._files() if name.startswith(prefix) and name not in keep]
+        self.remove(gone)
+        if isinstance(self.path, Path):
+            for folder in {(self.path / name).parent for name in gone}:
+                # Plain tools would take an empty partition for a class.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        return len(gone)
 
     def systems(self) -> list[str]:
         """Give the names of the systems that have a folder here."""
@@ -265,12 +355,15 @@ class ScoreStore:
         wanted = None if columns is None else [c for c in columns if c not in ("class", "system")]
         for record in records:
             path = self.shard_path(record.key)
+            filesystem, name = filesystem_of(path)
             try:
-                table = pq.read_table(path, columns=wanted, partitioning=None)
+                table = pq.read_table(
+                    name, columns=wanted, partitioning=None, filesystem=filesystem
+                )
             except (OSError, pa.ArrowInvalid) as error:
                 raise StoreError.of(
                     "cannot read a committed score shard",
-                    place=path,
+                    place=str(path),
                     found=str(error).splitlines()[0],
                     remedy="delete the file and run the same command again: it is rescored",
                 ) from error
@@ -282,35 +375,31 @@ class ScoreStore:
             yield table
 
 
-def read_scores(store: Path, system: str | None = None) -> pa.Table:
+def read_scores(store: Location, system: str | None = None) -> pa.Table:
     """Read every committed score row under `store` (a run's `scores` folder) as an Arrow table."""
     scores = ScoreStore(store)
     return scores.read(scores.records(system))
 
 
-def _empty_folder(folder: Path, keep: set[Path]) -> int:
-    """Remove a partition's files but those to keep, records first; give how many."""
-    removed = 0
-    for path in sorted(folder.iterdir(), key=lambda p: not p.name.startswith("_")):
-        if path not in keep:
-            path.unlink(missing_ok=True)
-            removed += 1
-    if not any(folder.iterdir()):
-        folder.rmdir()
-    return removed
+def _is_of(name: str, system: str) -> bool:
+    return name.startswith(f"system={class_directory_name(system)}/")
+
+
+def _name_below(path: Location, store: Location) -> str:
+    return str(path.relative_to(store))  # type: ignore[arg-type]
 
 
 def _empty() -> pa.Table:
     return pa.schema([*SCORE_SCHEMA, *_PARTITION_FIELDS]).empty_table()
 
 
-def _refuse_unfinite(table: pa.Table, path: Path) -> None:
+def _refuse_unfinite(table: pa.Table, path: Location) -> None:
     finite = pc.is_finite(table.column("score"))
     if not pc.all(finite, min_count=0).as_py():
         row = finite.to_pylist().index(False)
         raise StoreError.of(
             "a score that is not a finite number",
-            place=path,
+            place=str(path),
             found=f"{table.column('score')[row]} for example {table.column('example_id')[row]}",
             expected="a log-likelihood in nats",
             remedy="the class model is broken: train it again with a lower learning rate",

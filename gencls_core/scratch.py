@@ -98,6 +98,6 @@ def build_scratch_model(name: str, texts: Iterable[str], seed: int, destination:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
-    with publish_directory(destination) as folder:
+    with publish_directory(destination, "config.json") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,47 +25,16 @@ from gencls_core.class_models import (
     TrainingRecord,
     files_of,
 )
-from gencls_core.config import SequenceConfig, TrainingConfig
 from gencls_core.errors import TrainingError
 from gencls_core.events import TrainingProgress
 from gencls_core.measure import peak_memory_bytes, reset_peak_memory
-from gencls_core.model_source import ResolvedModel
 from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
-from gencls_core.precision import Precision
 from gencls_core.storage import publish_directory, write_json
 from gencls_core.tokenization import SequencePolicy, TokenizedText
 from gencls_core.training_loop import ClassTrainer, count_steps, trainer_arguments
+from gencls_core.training_task import TrainingTask
 
 __all__ = ["TrainingTask", "train_class"]
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """Everything that trains one class model."""
-
-    class_name: str
-    class_id: int
-    digest: str
-    base: ResolvedModel
-    texts: list[str]
-    validation_texts: list[str]
-    destination: Path
-    """Folder that the committed model is renamed to."""
-    sequence: SequenceConfig
-    training: TrainingConfig
-    lora_rank: int | None
-    lora_alpha: float | None
-    precision: Precision
-    device: str
-    threads: int
-    tokens_per_pass: int
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the unfinished training lies; its name carries the digest, so that a training with
-        other settings never goes on from it.
-        """
-        return self.destination.parent / f".training-{self.destination.name}-{self.digest[:16]}"
 
 
 def train_class(
@@ -148,7 +116,7 @@ def _tokenize(lm: CausalLM, texts: list[str], policy: SequencePolicy) -> list[To
 
 
 def _commit(task: TrainingTask, model: Any, lm: CausalLM, record: TrainingRecord) -> ClassModel:
-    with publish_directory(task.destination) as folder:
+    with publish_directory(task.destination, COMMIT_NAME) as folder:
         model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
         files = files_of(folder)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gencls_core.errors import DataError
-from gencls_core.storage import digest_of, read_json
+from gencls_core.remote_path import Location
+from gencls_core.storage import digest_of, filesystem_of, read_json
 
 __all__ = [
     "DATASET_FORMAT",
@@ -65,7 +65,7 @@ class SplitInfo:
 class Dataset:
     """A prepared dataset; open one with `Dataset.open`."""
 
-    path: Path
+    path: Location
     name: str
     classes: tuple[str, ...]
     splits: dict[str, SplitInfo]
@@ -76,7 +76,7 @@ class Dataset:
     warnings: tuple[str, ...] = field(default=())
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Location) -> Self:
         """Open a prepared dataset.
 
         Raises:
@@ -142,14 +142,18 @@ class Dataset:
             )
         return self.splits[name]
 
-    def split_path(self, name: SplitName) -> Path:
+    def split_path(self, name: SplitName) -> Location:
         """Give the Parquet file of a split."""
         self.split(name)
         return self.path / f"{name}.parquet"
 
+    def _open_split(self, split: SplitName) -> pq.ParquetFile:
+        filesystem, name = filesystem_of(self.split_path(split))
+        return pq.ParquetFile(name, filesystem=filesystem, pre_buffer=True)
+
     def read(self, split: SplitName, start: int = 0, stop: int | None = None) -> pa.Table:
         """Read rows [start, stop) of a split; only the row groups that hold them are loaded."""
-        with pq.ParquetFile(self.split_path(split)) as parquet:
+        with self._open_split(split) as parquet:
             metadata = parquet.metadata
             stop = metadata.num_rows if stop is None else min(stop, metadata.num_rows)
             groups, first, skipped = [], 0, 0
@@ -165,7 +169,7 @@ class Dataset:
 
     def iter_batches(self, split: SplitName, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Go through a split in batches of at most ROW_GROUP_ROWS rows."""
-        with pq.ParquetFile(self.split_path(split)) as parquet:
+        with self._open_split(split) as parquet:
             yield from parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns)
 
     def texts_of(self, split: SplitName, label: str) -> list[str]:

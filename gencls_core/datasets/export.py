@@ -42,7 +42,7 @@ def export_per_class_json(dataset: Dataset, destination: Path) -> None:
                 place=dataset.path,
                 expected="a label for each text",
             )
-    with publish_directory(destination) as folder:
+    with publish_directory(destination, "metadata.json") as folder:
         splits: dict[str, Any] = {}
         if "train" in dataset.splits:
             counts = dataset.splits["train"].class_counts

@@ -16,6 +16,7 @@ from gencls_core.datasets.open_source import open_source
 from gencls_core.datasets.plan import FINAL_SPLITS, make_plan
 from gencls_core.datasets.writing import write_splits
 from gencls_core.errors import DataError, UsageError
+from gencls_core.remote_path import Location
 from gencls_core.storage import digest_of, publish_directory, write_json
 
 __all__ = ["ingest"]
@@ -37,7 +38,7 @@ def ingest(
     *,
     splits: tuple[SplitName, ...] | None = None,
     labelled: bool = True,
-    reuse: Path | None = None,
+    reuse: Location | None = None,
 ) -> Dataset:
     """Prepare the data that `config` names in the folder `destination`.
 
@@ -70,7 +71,7 @@ def ingest(
     if ready is not None:
         return ready
     plan = make_plan(source, config, test_only=set(wanted) == {"test"}, labelled=labelled)
-    with publish_directory(destination) as folder:
+    with publish_directory(destination, "dataset.json") as folder:
         infos = write_splits(source, plan, folder, wanted, labelled=labelled)
         dataset = Dataset(
             path=folder,
@@ -85,7 +86,7 @@ def ingest(
     return replace(dataset, path=destination)
 
 
-def _already_prepared(destination: Path, digest: str) -> Dataset | None:
+def _already_prepared(destination: Location, digest: str) -> Dataset | None:
     """Open the destination if it holds this very dataset, whole."""
     if not destination.exists():
         return None
