@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     RayActorError,
     RayTaskError,
@@ -13,35 +16,56 @@ from ray.exceptions import (
 )
 from ray.util.queue import Empty, Queue
 
+from cluster.guard import exceeded_error
 from gencls_core.errors import GenclsError, ResourceError
-from gencls_core.events import Event
+from gencls_core.events import Event, MemoryExceeded
 
-__all__ = ["drain", "failure_of", "open_channel", "send"]
+__all__ = ["CRASHES", "Channel", "failure_of", "send"]
+
+CRASHES = (WorkerCrashedError, RayActorError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+"""What Ray raises when a worker or its node is gone: the work may be tried elsewhere."""
+DRAIN_SECONDS = 10.0
 
 
-def open_channel() -> Queue:
-    """Open a queue that workers put events into; it takes no CPU of the plan."""
-    return Queue(actor_options={"num_cpus": 0})
+class Channel:
+    """A queue that workers put events into; it takes no CPU of the plan."""
+
+    def __init__(self) -> None:
+        self.queue = Queue(actor_options={"num_cpus": 0})
+        self._exceeded: dict[str, MemoryExceeded] = {}
+
+    def drain(self) -> Iterator[Event]:
+        """Give the events that have come, without waiting for more."""
+        try:
+            waiting = self.queue.size()
+            events = self.queue.get_nowait_batch(waiting) if waiting else []
+        except (Empty, GetTimeoutError, *CRASHES):
+            # The queue died with its node: progress is lost, work is not.
+            return
+        for event in events:
+            if isinstance(event, MemoryExceeded):
+                self._exceeded[event.attempt] = event
+            else:
+                yield event
+
+    def why(self, attempt: str, what: str) -> GenclsError | None:
+        """Give the reason that a worker left behind before it died, if there is one."""
+        event = self._exceeded.get(attempt)
+        return None if event is None else exceeded_error(what, event)
+
+    def close(self) -> None:
+        """End the queue."""
+        self.queue.shutdown(force=True)
 
 
-def send(channel: Queue, event: Event) -> None:
+def send(queue: Queue, event: Event) -> None:
     """Put an event into the queue without waiting for it to arrive.
 
-    `channel.put` would wait, and Ray lends out the CPUs of a task that waits: a further training
+    `queue.put` would wait, and Ray lends out the CPUs of a task that waits: a further training
     would start beside those that the plan allows.
     """
-    actor: Any = channel.actor
+    actor: Any = queue.actor
     actor.put_nowait.remote(event)
-
-
-def drain(channel: Queue) -> Iterator[Event]:
-    """Give the events that have come, without waiting."""
-    try:
-        waiting = channel.size()
-        if waiting:
-            yield from channel.get_nowait_batch(waiting)
-    except Empty:
-        return
 
 
 def failure_of(error: Exception, what: str) -> GenclsError:
@@ -62,7 +86,7 @@ def failure_of(error: Exception, what: str) -> GenclsError:
             remedy="fewer at once (--concurrent-trainings 1, --actors 1), a smaller --batch-size "
             "or --tokens-per-batch, --lora-rank 8",
         )
-    if isinstance(error, WorkerCrashedError | RayActorError):
+    if isinstance(error, CRASHES):
         return ResourceError.of(
             f"{what}: the worker process died, and died again on every retry",
             found=str(error).strip().splitlines()[0],

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import SYSTEM, Preparation, shard_work, workload_of
-from cluster.resources import ModelSize, local_budget, make_plan
-from cluster.stages import LazyRay, baseline_stage, report_stage, score_stage
+from cluster.preparation import Preparation, workload_of
+from cluster.queue import wait_for_turn
+from cluster.resources import ModelSize, device_of, make_plan
+from cluster.run_folder import incoming_folder, owned
+from cluster.stages import baseline_stage, report_stage, score_stage
+from cluster.work import SYSTEM, shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig, parse_run_config
 from gencls_core.datasets import Dataset, SplitName, ingest
 from gencls_core.digests import training_digest
 from gencls_core.errors import ModelError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
-from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
+from gencls_core.model_source import ResolvedModel, resolve_model
+from gencls_core.ownership import Lease
 from gencls_core.precision import resolve_precision
+from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.storage import digest_of
 
@@ -30,7 +33,7 @@ __all__ = ["classify_texts", "evaluate_models"]
 
 
 def evaluate_models(
-    model_dir: Path, data: DataConfig | None, changes: dict[str, Any]
+    model_dir: Location, data: DataConfig | None, changes: dict[str, Any]
 ) -> Iterator[Event]:
     """Score labelled texts under a run's class models and report.
 
@@ -42,104 +45,203 @@ def evaluate_models(
         data: the texts; None takes the run's own test split.
         changes: settings that differ from the run's, as a run file has them.
     """
-    source = RunDirectory(model_dir.absolute())
-    preparation = _reopen(source, data, changes, labelled=True)
-    with EventLog(preparation.run.events_path) as log:
-        for event in _evaluate(source, preparation):
-            log.append(event)
-            yield event
-
-
-def classify_texts(model_dir: Path, data: DataConfig, changes: dict[str, Any]) -> Iterator[Event]:
-    """Score texts without labels; the last event's message is the folder that holds the scores."""
-    source = RunDirectory(model_dir.absolute())
-    preparation = _reopen(source, data, changes, labelled=False)
-    began = time.perf_counter()
-    with EventLog(preparation.run.events_path) as log:
-        for event in _score_elsewhere(source, preparation):
-            log.append(event)
-            yield event
-    yield StageFinished("classify", str(preparation.run.path), time.perf_counter() - began)
-
-
-def _evaluate(source: RunDirectory, preparation: Preparation) -> Iterator[Event]:
-    yield from _score_elsewhere(source, preparation)
-    own = preparation.run.path == source.path
-    if own and preparation.config.baseline and "train" in preparation.dataset.splits:
-        yield from baseline_stage(preparation)
-    yield from report_stage(preparation.config, preparation.run, None if own else source)
-
-
-def _score_elsewhere(source: RunDirectory, preparation: Preparation) -> Iterator[Event]:
-    """Score with the models of `source`: its validation texts for calibration, then the texts."""
-    started = time.perf_counter()
-    for note in preparation.notes:
-        yield Note(note)
-    run, own = preparation.run, source.dataset()
-    models = _models_of(source)
-    base = preparation.base.path
-    previous = previous_manifest(run)
-    worked = False
     with ExitStack() as stack:
-        ray = LazyRay(stack, preparation)
+        job = _Evaluation.open(stack, model_dir, data, changes, labelled=True)
+        yield from job.logged(job.evaluate())
+
+
+def classify_texts(
+    model_dir: Location, data: DataConfig, changes: dict[str, Any]
+) -> Iterator[Event]:
+    """Score texts without labels; the last event's message is the folder that holds the scores."""
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        job = _Evaluation.open(stack, model_dir, data, changes, labelled=False)
+        yield from job.logged(job.score())
+    folder = uri_of(job.preparation.run.path)
+    yield StageFinished("classify", folder, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """A run's models, and the texts that they are applied to."""
+
+    stack: ExitStack
+    source: RunDirectory
+    models: tuple[ClassModel, ...]
+    preparation: Preparation
+    place: Workplace
+    lease: Lease
+
+    @classmethod
+    def open(
+        cls,
+        stack: ExitStack,
+        model_dir: Location,
+        data: DataConfig | None,
+        changes: dict[str, Any],
+        *,
+        labelled: bool,
+    ) -> _Evaluation:
+        """Bring back a run's settings, with other texts and changed settings."""
+        source = RunDirectory(model_dir.absolute())
+        manifest = source.manifest()
+        models = _models_of(source, manifest)
+        config, data = _settings(source, manifest, data, changes)
+        place = Workplace(stack, config.compute)
+        texts = _Texts(source, source, source.dataset(), config, ())
+        if data is not None:
+            texts = _other_texts(source, config, data, labelled=labelled)
+        if "test" not in texts.dataset.splits:
+            raise UsageError.of(
+                "no test texts",
+                place=texts.dataset.path,
+                remedy="name some with --data-dir or --data",
+            )
+        lease = stack.enter_context(owned(texts.run, "evaluate" if labelled else "classify"))
+        return cls(
+            stack=stack,
+            source=source,
+            models=models,
+            preparation=_prepare_with_models(texts, models, place),
+            place=place,
+            lease=lease,
+        )
+
+    def logged(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Pass events on and keep them in the event log."""
+        with EventLog(self.preparation.run.events_path) as log:
+            for event in events:
+                log.append(event)
+                yield event
+
+    @property
+    def own(self) -> bool:
+        """Whether the texts are the run's own test split."""
+        return self.preparation.run.path == self.source.path
+
+    def evaluate(self) -> Iterator[Event]:
+        """Score and report."""
+        yield from self.score()
+        preparation = self.preparation
+        if self.own and preparation.config.baseline and "train" in preparation.dataset.splits:
+            yield from baseline_stage(preparation)
+        models_of = None if self.own else self.source
+        yield from report_stage(preparation.config, preparation.run, models_of)
+
+    def score(self) -> Iterator[Event]:
+        """Score the run's validation texts for calibration, then the texts."""
+        yield from wait_for_turn(self.stack)
+        started = time.perf_counter()
+        preparation, models = self.preparation, self.models
+        for note in preparation.notes:
+            yield Note(note)
+        run, own = preparation.run, self.source.dataset()
+        previous = previous_manifest(run)
+        worked = False
         if "validation" in own.splits:
-            calibrating = replace(preparation, run=_calibration_place(preparation, source, models))
-            yield from score_stage(calibrating, ray, models, base, own, "validation")
-        for event in score_stage(preparation, ray, models, base, preparation.dataset, "test"):
+            calibrating, lease = self._calibration()
+            yield from score_stage(calibrating, self.place, lease, models, own, "validation")
+        for event in score_stage(
+            preparation, self.place, self.lease, models, preparation.dataset, "test"
+        ):
             worked = worked or isinstance(event, ShardCommitted)
             yield event
-    manifest = manifest_of(preparation, previous) | {"status": "finished"}
-    if run.path == source.path:
-        # The run goes on telling how it was trained, on which data, and how it is scored.
-        scoring = preparation.config.scoring.model_dump(mode="json")
-        manifest = {**previous, "config": {**previous["config"], "scoring": scoring}}
-        manifest["status"] = "finished"
-    else:
-        # Relative, so that a run that is moved keeps its calibration.
-        manifest["calibration_run"] = os.path.relpath(source.path, run.path)
-    if worked:
-        elapsed = round(time.perf_counter() - started, 2)
-        manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
-    run.write_manifest(manifest)
+        manifest = manifest_of(preparation, previous) | {"status": "finished"}
+        if self.own:
+            # The run goes on telling how it was trained, on which data, and how it is scored.
+            scoring = preparation.config.scoring.model_dump(mode="json")
+            manifest = {**previous, "config": {**previous["config"], "scoring": scoring}}
+            manifest["status"] = "finished"
+        else:
+            # Relative, so that a run that is moved keeps its calibration.
+            manifest["calibration_run"] = "../.."
+        if worked:
+            elapsed = round(time.perf_counter() - started, 2)
+            manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
+        run.write_manifest(manifest)
+
+    def _calibration(self) -> tuple[Preparation, Lease]:
+        """Say where validation scores lie: with the models, unless the settings differ from theirs.
+
+        Other settings of an evaluation must not overwrite what the run's own report rests on.
+        """
+        if self.own:
+            return self.preparation, self.lease
+        shards = shard_work(
+            config=self.preparation.config,
+            precision=self.preparation.precision,
+            models=self.models,
+            dataset=self.source.dataset(),
+            split="validation",
+            run=self.source,
+        )
+        if shards.work and self.source.validation_scores.records(SYSTEM):
+            return self.preparation, self.lease
+        lease = self.lease
+        if shards.work:
+            lease = self.stack.enter_context(owned(self.source, "calibration of an evaluation"))
+        return replace(self.preparation, run=self.source), lease
 
 
-def _reopen(
-    source: RunDirectory, data: DataConfig | None, changes: dict[str, Any], *, labelled: bool
-) -> Preparation:
-    """Bring back a run's settings, with other texts and changed settings."""
-    manifest = source.manifest()
-    models = _models_of(source)
+@dataclass(frozen=True)
+class _Texts:
+    """Texts to be scored, where their scores go, and with which settings."""
+
+    source: RunDirectory
+    run: RunDirectory
+    dataset: Dataset
+    config: RunConfig
+    notes: tuple[str, ...]
+
+
+def _settings(
+    source: RunDirectory,
+    manifest: dict[str, Any],
+    data: DataConfig | None,
+    changes: dict[str, Any],
+) -> tuple[RunConfig, DataConfig | None]:
+    """Give the run's settings with the changes, and the texts to score; None for its own."""
     settings = dict(manifest["config"])
     for section, values in changes.items():
         settings[section] = {**settings[section], **values}
-    settings["output_dir"] = str(source.path)
+    settings["output_dir"] = uri_of(source.path)
     config = parse_run_config(settings)
-    own = source.dataset()
-    dataset, run = own, source
-    notes: list[str] = []
-    before = RunConfig.model_validate(manifest["config"])
-    apart = bool(source.scores.records(SYSTEM)) and _scored_as(config) != _scored_as(before)
-    if data is None and apart and "test" in own.splits:
+    if data is None and _scored_otherwise(source, config) and "test" in source.dataset().splits:
+        # The run's own scores and report stay: these go to an evaluation of their own.
         data = DataConfig(data_dir=source.dataset_path)
-    if data is not None:
-        data = data.model_copy(update={"classes": tuple(manifest["classes"])})
-        scored_as = _scored_as(config) if apart else None
-        name = digest_of([data.model_dump(mode="json"), labelled, scored_as])
-        run = source.evaluation(name)
-        dataset = ingest(data, run.dataset_path, splits=("test",), labelled=labelled)
-        config = config.model_copy(update={"data": data})
+    return config, data
+
+
+def _scored_otherwise(source: RunDirectory, config: RunConfig) -> bool:
+    """Say whether the settings would change the score rows that the run has."""
+    before = RunConfig.model_validate(source.manifest()["config"])
+    return bool(source.scores.records(SYSTEM)) and _scored_as(config) != _scored_as(before)
+
+
+def _other_texts(
+    source: RunDirectory, config: RunConfig, data: DataConfig, *, labelled: bool
+) -> _Texts:
+    """Prepare other texts in a folder of their own; the run itself where they are its own."""
+    data = data.model_copy(update={"classes": tuple(source.manifest()["classes"])})
+    apart = _scored_otherwise(source, config)
+    scored_as = _scored_as(config) if apart else None
+    run = source.evaluation(digest_of([data.model_dump(mode="json"), labelled, scored_as]))
+    own = source.dataset()
+    config = config.model_copy(update={"data": data})
+    with incoming_folder(run) as incoming:
+        dataset = ingest(
+            data, incoming, splits=("test",), labelled=labelled, reuse=run.dataset_path
+        )
         tested = own.splits.get("test")
         same = tested and tested.fingerprint == dataset.split("test").fingerprint
         if labelled and same and not apart:
-            shutil.rmtree(run.path)
-            dataset, run = own, source
-        elif labelled:
-            notes = _leaks(own, dataset)
-    if "test" not in dataset.splits:
-        raise UsageError.of(
-            "no test texts", place=dataset.path, remedy="name some with --data-dir or --data"
-        )
-    return _prepare_with_models(config, dataset, run, source, models, notes)
+            return _Texts(source, source, own, config, ())
+        if dataset.path != run.dataset_path:
+            with owned(run, "preparing texts"):
+                run.adopt_dataset(incoming)
+        notes = _leaks(own, dataset) if labelled else ()
+        return _Texts(source, run, replace(dataset, path=run.dataset_path), config, notes)
 
 
 def _scored_as(config: RunConfig) -> list[Any]:
@@ -148,13 +250,12 @@ def _scored_as(config: RunConfig) -> list[Any]:
     return [scoring.likelihood, scoring.per_token, scoring.shard_size, config.compute.precision]
 
 
-def _models_of(source: RunDirectory) -> tuple[ClassModel, ...]:
+def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassModel, ...]:
     """Give the class models of a run, all trained as its manifest says.
 
     Raises:
         StoreError: when one is missing, or was trained with other settings than the others.
     """
-    manifest = source.manifest()
     config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
     digests = {
         name: training_digest(
@@ -171,26 +272,7 @@ def _models_of(source: RunDirectory) -> tuple[ClassModel, ...]:
     return committed_models(source, manifest["classes"], digests)
 
 
-def _calibration_place(
-    preparation: Preparation, source: RunDirectory, models: tuple[ClassModel, ...]
-) -> RunDirectory:
-    """Say where validation scores lie: with the models, unless the settings differ from theirs.
-
-    Other settings of an evaluation must not overwrite what the run's own report rests on.
-    """
-    work, _, _ = shard_work(
-        config=preparation.config,
-        precision=preparation.precision,
-        models=models,
-        dataset=source.dataset(),
-        split="validation",
-        run=source,
-    )
-    differs = bool(work) and bool(source.validation_scores.records(SYSTEM))
-    return preparation.run if differs else source
-
-
-def _leaks(own: Dataset, dataset: Dataset) -> list[str]:
+def _leaks(own: Dataset, dataset: Dataset) -> tuple[str, ...]:
     """Say how many of the texts were trained on: their figures would flatter."""
 
     def hashes(texts: Dataset, split: SplitName) -> Iterator[int]:
@@ -198,58 +280,55 @@ def _leaks(own: Dataset, dataset: Dataset) -> list[str]:
             yield from (hash(" ".join(text.split())) for text in batch.column("text").to_pylist())
 
     if "train" not in own.splits:
-        return []
+        return ()
     tested = set(hashes(dataset, "test"))
     trained = {value for value in hashes(own, "train") if value in tested}
     leaked = sum(value in trained for value in hashes(dataset, "test"))
     if not leaked:
-        return []
-    return [f"{leaked:,} of the texts also stand in the train texts of these class models"]
+        return ()
+    return (f"{leaked:,} of the texts also stand in the train texts of these class models",)
 
 
 def _prepare_with_models(
-    config: RunConfig,
-    dataset: Dataset,
-    run: RunDirectory,
-    source: RunDirectory,
-    models: tuple[ClassModel, ...],
-    notes: list[str],
+    texts: _Texts, models: tuple[ClassModel, ...], place: Workplace
 ) -> Preparation:
     """Plan scoring from the committed class models: the base model itself may be out of reach."""
-    found = ResolvedModel.of_folder(models[0].base, _base_folder(source, models))
-    base = replace(found, digest=models[0].base_digest)
+    config, budget = texts.config, place.budget
+    base = _base_of(texts.source, models)
     size = ModelSize.of(base.config, base.parameters)
-    budget = local_budget(config.compute)
-    precision, note = resolve_precision(config.compute.precision, budget.device)
-    work = workload_of(config, dataset, precision, trains=False)
+    device = device_of(budget, config.compute)
+    precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
+    work = workload_of(config, texts.dataset, precision, trainings=0, scores=True)
     return Preparation(
         config=config,
-        run=run,
-        dataset=dataset,
+        run=texts.run,
+        dataset=texts.dataset,
         base=base,
         size=size,
         budget=budget,
         plan=make_plan(budget, size, work, config.compute),
         precision=precision,
-        notes=tuple(n for n in (note, *dataset.warnings, *notes) if n),
+        notes=tuple(n for n in (note, *texts.dataset.warnings, *texts.notes) if n),
     )
 
 
-def _base_folder(source: RunDirectory, models: tuple[ClassModel, ...]) -> Path:
-    """Find the folder of the base that LoRA adapters sit on; any folder where there are none."""
+def _base_of(source: RunDirectory, models: tuple[ClassModel, ...]) -> ResolvedModel:
+    """Find the base that LoRA adapters sit on; any class model's folder where there are none."""
+    first = models[0]
     if all(model.kind == "full" for model in models):
-        return models[0].path
+        found = ResolvedModel.of_folder(first.base, first.local())
+        return replace(found, digest=first.base_digest)
     config = RunConfig.model_validate(source.manifest()["config"])
-    wanted = models[0].base_digest
-    if is_scratch(config.model.model):
-        return source.base_path / wanted[:16]
+    staged = ResolvedModel.of_staged(first.base, source.base_path / first.base_digest[:16])
+    if staged is not None:
+        return replace(staged, digest=first.base_digest)
     base = resolve_model(config.model)
-    if base.digest != wanted:
+    if base.digest != first.base_digest:
         raise ModelError.of(
             "the base model is not the one that the LoRA adapters were trained on",
             place=base.path,
             found=base.digest[:12],
-            expected=wanted[:12],
+            expected=first.base_digest[:12],
             remedy="bring that model back, or train the adapters again",
         )
-    return base.path
+    return base

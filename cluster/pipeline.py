@@ -6,33 +6,47 @@ that has work to do, so a run whose work is all committed starts nothing.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.connection import Workplace
+from cluster.job_context import refuse_temporary
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import SYSTEM, Preparation, check_base, prepare_run
+from cluster.preparation import Preparation, check_base, prepare_run
+from cluster.queue import wait_for_turn
+from cluster.resources import Budget
+from cluster.run_folder import incoming_folder, owned
+from cluster.shared_path import require_shared
 from cluster.stages import (
-    LazyRay,
     baseline_stage,
     build_base_stage,
     report_stage,
     score_stage,
     train_stage,
 )
+from cluster.work import SYSTEM
 from gencls_core.config import RunConfig
 from gencls_core.datasets import ingest, open_source
+from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
+from gencls_core.model_source import ResolvedModel
+from gencls_core.ownership import Lease, OwnershipError, await_silent_owner
 from gencls_core.run import RunDirectory
-from gencls_core.systems.tfidf import TFIDF
 
 __all__ = ["prepare", "run_all", "train_models"]
 
 
-def prepare(config: RunConfig, scratch: Path | None = None) -> Preparation:
+def prepare(
+    config: RunConfig,
+    scratch: Path | None = None,
+    *,
+    budget: Budget | None = None,
+    scores: bool = True,
+) -> Preparation:
     """Ingest the data, resolve the model and plan; starts nothing.
 
     The data enters the run directory only when all that can be checked has been: a run that is
@@ -41,24 +55,22 @@ def prepare(config: RunConfig, scratch: Path | None = None) -> Preparation:
     Args:
         config: what is to be run.
         scratch: a folder for the data, where the run directory is to stay untouched.
+        budget: the nodes to plan for; None measures this machine.
+        scores: whether texts are scored, too.
     """
     open_source(config.data)
     check_base(config)
     run = RunDirectory(config.output_dir)
-    incoming = (scratch or run.path) / ".incoming-dataset"
-    existed = run.path.exists()
-    try:
+    if scratch is not None:
+        dataset = ingest(config.data, scratch / "dataset", reuse=run.dataset_path)
+        return prepare_run(config, dataset, run, budget=budget, scores=scores)
+    with incoming_folder(run) as incoming:
         dataset = ingest(config.data, incoming, reuse=run.dataset_path)
-        preparation = prepare_run(config, dataset, run)
-        if scratch is not None or dataset.path == run.dataset_path:
+        preparation = prepare_run(config, dataset, run, budget=budget, scores=scores)
+        if dataset.path == run.dataset_path:
             return preparation
         run.adopt_dataset(incoming)
         return replace(preparation, dataset=replace(dataset, path=run.dataset_path))
-    finally:
-        if scratch is None:
-            shutil.rmtree(incoming, ignore_errors=True)
-            if not existed and run.path.exists() and not any(run.path.iterdir()):
-                run.path.rmdir()
 
 
 def run_all(config: RunConfig) -> Iterator[Event]:
@@ -93,16 +105,39 @@ def _logged(config: RunConfig, stages: Callable[[], Iterator[Event]]) -> Iterato
 def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
     started = time.perf_counter()
     yield StageStarted("prepare", "reading the data")
-    preparation = prepare(config)
-    dataset, run = preparation.dataset, preparation.run
-    counts = ", ".join(f"{info.rows:,} {name}" for name, info in dataset.splits.items())
-    yield StageFinished(
-        "prepare",
-        f"{dataset.name}: {len(dataset.classes)} classes; {counts} texts",
-        time.perf_counter() - started,
-    )
-    for note in preparation.notes:
-        yield Note(note)
+    run = RunDirectory(config.output_dir)
+    # What is plainly wrong is said before anything is waited for or joined.
+    open_source(config.data)
+    check_base(config)
+    refuse_temporary(run.path)
+    with ExitStack() as stack:
+        for message in await_silent_owner(run.path):
+            yield Note(message)
+        lease = stack.enter_context(owned(run, "run" if score else "train"))
+        place = Workplace(stack, config.compute)
+        if isinstance(run.path, Path):
+            require_shared(run.path, place.budget.nodes)
+        preparation = prepare(config, budget=place.budget, scores=score)
+        dataset = preparation.dataset
+        counts = ", ".join(f"{info.rows:,} {name}" for name, info in dataset.splits.items())
+        yield StageFinished(
+            "prepare",
+            f"{dataset.name}: {len(dataset.classes)} classes; {counts} texts",
+            time.perf_counter() - started,
+        )
+        for note in preparation.notes:
+            yield Note(note)
+        asked = time.perf_counter()
+        yield from wait_for_turn(stack)
+        started += time.perf_counter() - asked
+        yield from _work(preparation, place, lease, started, score=score)
+
+
+def _work(
+    preparation: Preparation, place: Workplace, lease: Lease, started: float, *, score: bool
+) -> Iterator[Event]:
+    """Do what is missing, and keep `run.json` true whatever happens."""
+    run = preparation.run
     previous = previous_manifest(run)
     manifest = manifest_of(preparation, previous)
     run.write_manifest({**manifest, "status": "running"})
@@ -110,24 +145,41 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
     before = previous.get("seconds") or 0.0 if previous.get("config") == manifest["config"] else 0.0
     worked, status = False, "stopped"
     try:
-        with ExitStack() as stack:
-            for event in _stages(preparation, LazyRay(stack, preparation), score=score):
-                worked = worked or not isinstance(event, ClassReused | StageStarted)
-                yield event
+        for event in _stages(preparation, place, lease, score=score):
+            worked = worked or not isinstance(event, ClassReused | StageStarted)
+            yield event
         status = "finished"
+    except IncompleteError:
+        status = "incomplete"
+        raise
+    except OwnershipError:
+        # The manifest is the new owner's.
+        status = ""
+        raise
     except Exception:
         status = "failed"
         raise
     finally:
         seconds = before + (time.perf_counter() - started if worked else 0.0)
-        run.write_manifest({**manifest, "status": status, "seconds": round(seconds, 2)})
+        if status:
+            # A full disk must not hide what filled it.
+            with contextlib.suppress(StoreError):
+                run.write_manifest({**manifest, "status": status, "seconds": round(seconds, 2)})
     if score:
+        lease.check()
         yield from report_stage(preparation.config, run, None)
 
 
-def _stages(preparation: Preparation, ray: LazyRay, *, score: bool) -> Iterator[Event]:
-    yield from build_base_stage(preparation, ray)
-    yield from train_stage(preparation, ray)
+def _stages(
+    preparation: Preparation, place: Workplace, lease: Lease, *, score: bool
+) -> Iterator[Event]:
+    if preparation.must_build_base:
+        yield from build_base_stage(preparation, place)
+        made = ResolvedModel.of_staged(preparation.base.name, preparation.base.path)
+        if made is not None:
+            made = replace(made, digest=preparation.base.digest)
+            preparation = replace(preparation, base=made)
+    yield from train_stage(preparation, place, lease)
     if not score:
         return
     config = preparation.config
@@ -138,12 +190,13 @@ def _stages(preparation: Preparation, ray: LazyRay, *, score: bool) -> Iterator[
     )
     for split in ("validation", "test"):
         if split in preparation.dataset.splits:
-            yield from score_stage(
-                preparation, ray, models, preparation.base.path, preparation.dataset, split
-            )
+            yield from score_stage(preparation, place, lease, models, preparation.dataset, split)
         else:
-            preparation.run.scores_of(split).retire(SYSTEM, {})
+            preparation.run.scores_of(split).retire(SYSTEM, ())
+    lease.check()
     if config.baseline:
         yield from baseline_stage(preparation)
     else:
-        preparation.run.scores.retire(TFIDF, {})
+        from gencls_core.systems.tfidf import TFIDF
+
+        preparation.run.scores.retire(TFIDF, ())

@@ -6,26 +6,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from cluster.resources import Budget, ModelSize, Plan, Workload, local_budget, make_plan
-from cluster.scoring import ShardWork
+from cluster.resources import (
+    Budget,
+    ModelSize,
+    Plan,
+    Workload,
+    device_of,
+    local_budget,
+    make_plan,
+)
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
-from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.digests import scoring_digest, scratch_digest, shard_ranges, training_digest
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.digests import scratch_digest, shard_ranges, training_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision, resolve_precision
+from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
-from gencls_core.scores import ShardKey
 from gencls_core.scratch import scratch_preset
-from gencls_core.training import TrainingTask
+from gencls_core.training_task import TrainingTask
 
-__all__ = ["SYSTEM", "Preparation", "check_base", "prepare_run", "shard_work", "workload_of"]
-
-SYSTEM = "class-lm"
+__all__ = ["Preparation", "check_base", "prepare_run", "workload_of"]
 
 
 @dataclass(frozen=True)
@@ -46,42 +50,19 @@ class Preparation:
     @property
     def must_build_base(self) -> bool:
         """Say whether the base is made from scratch and has not been made yet."""
-        return is_scratch(self.base.name) and not (self.base.path / "config.json").exists()
+        return is_scratch(self.base.name) and not self.base.files
 
     def digest_of_class(self, class_name: str) -> str:
         """Name the class model that this run wants."""
-        return training_digest(
-            class_name=class_name,
-            dataset=self.dataset,
-            base_digest=self.base.digest,
-            model=self.config.model,
-            sequence=self.config.sequence,
-            training=self.config.training,
-            precision=self.precision,
-        )
+        return _class_digest(self.config, self.dataset, self.base, self.precision, class_name)
 
     def wanted_classes(self) -> list[tuple[int, str]]:
-        """Give number and name of every class to train.
-
-        Raises:
-            UsageError: when `--class-id` names no class.
-        """
-        numbered = list(enumerate(self.dataset.classes))
-        wanted = self.config.class_id
-        if wanted is None:
-            return numbered
-        if wanted >= len(numbered):
-            raise UsageError.of(
-                f"--class-id {wanted} names no class",
-                place=self.dataset.path,
-                expected=", ".join(f"{i} ({name})" for i, name in numbered),
-            )
-        return [numbered[wanted]]
+        """Give number and name of every class to train."""
+        return _classes_to_train(self.config, self.dataset)
 
     def committed(self, class_name: str) -> ClassModel | None:
         """Give the committed class model with the wanted digest, if there is one."""
-        model = ClassModel.find(self.run.model_path(class_name))
-        return model if model and model.digest == self.digest_of_class(class_name) else None
+        return _committed(self.run, class_name, self.digest_of_class(class_name))
 
     def training_tasks(self) -> list[TrainingTask]:
         """Give the trainings that are still to be done; each task reads its texts itself."""
@@ -121,8 +102,22 @@ def check_base(config: RunConfig) -> None:
         resolve_model(config.model)
 
 
-def prepare_run(config: RunConfig, dataset: Dataset, run: RunDirectory) -> Preparation:
-    """Resolve the base model and plan the work.
+def prepare_run(
+    config: RunConfig,
+    dataset: Dataset,
+    run: RunDirectory,
+    *,
+    budget: Budget | None = None,
+    scores: bool = True,
+) -> Preparation:
+    """Resolve the base model and plan the work that is not committed yet.
+
+    Args:
+        config: what is asked for.
+        dataset: the prepared texts.
+        run: where the results go.
+        budget: the nodes to plan for; None measures this machine.
+        scores: whether texts are scored, too; where not, scoring actors need not fit.
 
     Raises:
         UsageError: when the prior or `--class-id` does not fit the classes.
@@ -130,12 +125,19 @@ def prepare_run(config: RunConfig, dataset: Dataset, run: RunDirectory) -> Prepa
         ResourceError: when something cannot fit.
     """
     resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
+    wanted = _classes_to_train(config, dataset)
     base, size = _resolve_base(config, dataset, run.base_path)
-    budget = local_budget(config.compute)
-    device = budget.device
-    precision, note = resolve_precision(config.compute.precision, device)
-    work = workload_of(config, dataset, precision)
-    preparation = Preparation(
+    if budget is None:
+        budget = local_budget(config.compute)
+    device = device_of(budget, config.compute)
+    precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
+    missing = [
+        name
+        for _, name in wanted
+        if _committed(run, name, _class_digest(config, dataset, base, precision, name)) is None
+    ]
+    work = workload_of(config, dataset, precision, trainings=len(missing), scores=scores)
+    return Preparation(
         config=config,
         run=run,
         dataset=dataset,
@@ -146,14 +148,12 @@ def prepare_run(config: RunConfig, dataset: Dataset, run: RunDirectory) -> Prepa
         precision=precision,
         notes=tuple(n for n in (note, *dataset.warnings) if n),
     )
-    preparation.wanted_classes()
-    return preparation
 
 
 def workload_of(
-    config: RunConfig, dataset: Dataset, precision: Precision, *, trains: bool = True
+    config: RunConfig, dataset: Dataset, precision: Precision, *, trainings: int, scores: bool
 ) -> Workload:
-    """Give what memory depends on of the work that `config` asks for on `dataset`."""
+    """Give what the plan depends on of the work that `config` asks for on `dataset`."""
     shards = sum(
         len(shard_ranges(info.rows, config.scoring.shard_size))
         for name, info in dataset.splits.items()
@@ -161,7 +161,8 @@ def workload_of(
     )
     return Workload(
         classes=len(dataset.classes),
-        shards=shards,
+        trainings=trainings,
+        shards=shards if scores else 0,
         batch_size=config.training.batch_size,
         longest_text_bytes=max(info.longest_text_bytes for info in dataset.splits.values()),
         window=config.sequence.window,
@@ -170,12 +171,49 @@ def workload_of(
         precision=precision,
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
-        trains=trains,
     )
 
 
+def _classes_to_train(config: RunConfig, dataset: Dataset) -> list[tuple[int, str]]:
+    """Give number and name of every class to train.
+
+    Raises:
+        UsageError: when `--class-id` names no class.
+    """
+    numbered = list(enumerate(dataset.classes))
+    wanted = config.class_id
+    if wanted is None:
+        return numbered
+    if wanted >= len(numbered):
+        raise UsageError.of(
+            f"--class-id {wanted} names no class",
+            place=dataset.path,
+            expected=", ".join(f"{i} ({name})" for i, name in numbered),
+        )
+    return [numbered[wanted]]
+
+
+def _class_digest(
+    config: RunConfig, dataset: Dataset, base: ResolvedModel, precision: Precision, name: str
+) -> str:
+    return training_digest(
+        class_name=name,
+        dataset=dataset,
+        base_digest=base.digest,
+        model=config.model,
+        sequence=config.sequence,
+        training=config.training,
+        precision=precision,
+    )
+
+
+def _committed(run: RunDirectory, class_name: str, digest: str) -> ClassModel | None:
+    model = ClassModel.find(run.model_path(class_name))
+    return model if model and model.digest == digest else None
+
+
 def _resolve_base(
-    config: RunConfig, dataset: Dataset, scratch_path: Path
+    config: RunConfig, dataset: Dataset, scratch_path: Location
 ) -> tuple[ResolvedModel, ModelSize]:
     name = config.model.model
     if not is_scratch(name):
@@ -194,59 +232,10 @@ def _resolve_base(
     )
     # The digest is part of the path: another seed or other texts never meet an old base.
     path = scratch_path / digest[:16]
-    base = ResolvedModel(name=name, path=path, digest=digest, parameters=parameters, config={})
-    if (path / "config.json").exists():
-        base = replace(ResolvedModel.of_folder(name, path), digest=digest)
-        size = ModelSize.of(base.config, base.parameters)
-    return base, size
-
-
-def shard_work(
-    *,
-    config: RunConfig,
-    precision: Precision,
-    models: tuple[ClassModel, ...],
-    dataset: Dataset,
-    split: SplitName,
-    run: RunDirectory,
-) -> tuple[list[ShardWork], dict[ShardKey, str], int]:
-    """Give the shards still to be scored, every wanted shard's digest, and how many are there."""
-    store = run.scores_of(split)
-    ranges = shard_ranges(dataset.split(split).rows, config.scoring.shard_size)
-    work: list[ShardWork] = []
-    wanted: dict[ShardKey, str] = {}
-    committed = 0
-    for index, (start, stop) in enumerate(ranges):
-        keys, digests = [], []
-        for model in models:
-            key = ShardKey(SYSTEM, model.class_name, index, len(ranges))
-            digest = scoring_digest(
-                model=model,
-                dataset=dataset,
-                split=split,
-                start=start,
-                stop=stop,
-                sequence=config.sequence,
-                scoring=config.scoring,
-                precision=precision,
-            )
-            wanted[key] = digest
-            record = store.record(key)
-            if record is not None and record.digest == digest:
-                committed += 1
-            else:
-                keys.append(key)
-                digests.append(digest)
-        if keys:
-            work.append(
-                ShardWork(
-                    dataset=dataset.path,
-                    split=split,
-                    store=store.path,
-                    start=start,
-                    stop=stop,
-                    keys=tuple(keys),
-                    digests=tuple(digests),
-                )
-            )
-    return work, wanted, committed
+    staged = ResolvedModel.of_staged(name, path)
+    if staged is None:
+        unmade = ResolvedModel(
+            name=name, path=path, digest=digest, parameters=parameters, config={}
+        )
+        return unmade, size
+    return replace(staged, digest=digest), ModelSize.of(staged.config, staged.parameters)

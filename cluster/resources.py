@@ -1,305 +1,349 @@
-"""The memory plan: how many class models train at once, how many actors score, and what cannot fit.
+"""The plan: how many class models train at once, how many actors score, and what cannot fit.
 
-Pure arithmetic over sizes, so `gencls plan` can print it and tests can check it without a GPU.
-All sizes are bytes; 1 GB is 10^9 bytes.
-
-Training one class model in float32 with AdamW holds weights, gradients and two moments (16 bytes a
-parameter) and the activations of one pass: 34·D bytes per token and layer in 16 bits, twice that in
-32 (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
-eq. 2, without the attention matrix, which SDPA does not keep).
+Pure arithmetic over nodes (`capacity.py`), memory (`memory.py`) and places (`placement.py`), so
+`gencls plan` can print it and tests can check it without a GPU. Tasks and actors ask Ray for
+exactly what the plan says, main memory included, so that Ray keeps to the plan on every node; and
+what could never be placed is refused here, where Ray would leave it pending.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeVar
 
+from cluster.capacity import GB, Budget, Device, Node, cluster_budget, device_of, local_budget
+from cluster.memory import (
+    ModelSize,
+    Workload,
+    process_bytes,
+    scoring_bytes,
+    tokens_per_pass,
+    training_bytes,
+)
+from cluster.placement import (
+    GPU_USABLE,
+    Demand,
+    Placement,
+    floor_share,
+    nth_of_a_gpu,
+    place,
+    room,
+    room_on,
+    usable_share,
+)
 from gencls_core.config import ComputeConfig
 from gencls_core.errors import ResourceError
 
 __all__ = [
     "GB",
     "Budget",
+    "Device",
     "ModelSize",
+    "Node",
     "Plan",
     "Workload",
+    "cluster_budget",
+    "device_of",
     "local_budget",
     "make_plan",
     "scoring_bytes",
     "training_bytes",
 ]
 
-GB = 10**9
-
-PROCESS_BYTES = 800 * 10**6
-"""Python with torch, transformers and Ray's worker, before any model."""
-CUDA_CONTEXT_BYTES = 600 * 10**6
-RAY_BYTES = 1_000 * 10**6
-"""Ray's own processes and its object store."""
-GPU_USABLE = 0.92
-"""Part of a GPU's memory that is planned with; fragmentation takes the rest."""
-HEAD_CHUNK_BYTES = 3 * 2**26
-"""Logits of one chunk, their exponentials and their gradient (gencls_core.likelihood)."""
 CPUS_PER_ACTOR = 4
-TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
-BYTES_PER_TOKEN = 3
-"""Careful estimate of text bytes per token, where texts are not tokenised yet."""
+"""An actor holds models that a second one would hold again: more threads first."""
 
-Device = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What there is to work with."""
-
-    cpus: int
-    gpus: int
-    memory_bytes: int
-    gpu_memory_bytes: int
-
-    @property
-    def device(self) -> Device:
-        """Where models run."""
-        return "cuda" if self.gpus else "cpu"
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Sizes of the base model that memory depends on."""
-
-    parameters: int
-    layers: int
-    width: int
-    vocabulary: int
-    context: int
-
-    @classmethod
-    def of(cls, config: dict[str, Any], parameters: int) -> ModelSize:
-        """Read sizes from a model's config.json, GPT-2's names or the common ones."""
-
-        def first(*names: str, default: int = 0) -> int:
-            return next((int(config[n]) for n in names if config.get(n)), default)
-
-        return cls(
-            parameters=parameters,
-            layers=first("num_hidden_layers", "n_layer", default=12),
-            width=first("hidden_size", "n_embd", default=768),
-            vocabulary=first("vocab_size", default=50257),
-            context=first("max_position_embeddings", "n_positions", default=2048),
-        )
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is to be done, as far as memory depends on it."""
-
-    classes: int
-    shards: int
-    batch_size: int
-    longest_text_bytes: int
-    window: int | None
-    max_length: int | None
-    tokens_per_batch: int
-    precision: str
-    lora_rank: int | None
-    gradient_checkpointing: bool
-    trains: bool = True
-    """False where trained models are only applied."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who runs where. `tokens_per_pass` is the padded tokens of one training pass."""
+    """Who runs where. What is not to be done (no training, no scoring) has zeros.
+
+    `memory_per_*` is main memory to reserve in Ray's books, 0 where the model lives on a GPU;
+    `gpu_memory_fraction_per_*` is what torch may allocate of one GPU, None where the process has
+    it alone or there is none; `avoid_nodes_*` are ids of nodes whose GPUs are too small.
+    """
 
     device: Device
     concurrent_trainings: int
+    """Also the most to be handed to Ray at once: CPUs alone might let more run."""
     cpus_per_training: int
     gpus_per_training: float
     bytes_per_training: int
     tokens_per_pass: int
+    """Padded tokens of one training pass."""
     actors: int
+    """Scoring actors at once, over all groups of classes."""
     cpus_per_actor: int
     gpus_per_actor: float
     bytes_per_actor: int
+    memory_per_training: int
+    memory_per_actor: int
+    classes_per_actor: int
+    """Class models that one actor holds: all, or one group where all do not fit."""
+    gpu_memory_fraction_per_training: float | None
+    gpu_memory_fraction_per_actor: float | None
+    avoid_nodes_for_training: tuple[str, ...]
+    avoid_nodes_for_actors: tuple[str, ...]
+
+    def training_options(self) -> dict[str, Any]:
+        """Give what a training asks Ray for, as `.options(...)` takes it."""
+        return _options(
+            self.cpus_per_training,
+            self.gpus_per_training,
+            self.memory_per_training,
+            self.avoid_nodes_for_training,
+        )
+
+    def actor_options(self) -> dict[str, Any]:
+        """Give what a scoring actor asks Ray for, as `.options(...)` takes it."""
+        return _options(
+            self.cpus_per_actor,
+            self.gpus_per_actor,
+            self.memory_per_actor,
+            self.avoid_nodes_for_actors,
+        )
+
+    def groups(self, models: Sequence[Item]) -> list[tuple[Item, ...]]:
+        """Cut class models into the groups that actors hold, in order."""
+        size = self.classes_per_actor or len(models) or 1
+        return [tuple(models[i : i + size]) for i in range(0, len(models), size)]
 
 
-def local_budget(compute: ComputeConfig) -> Budget:
-    """Measure this machine; what the settings give overrides what is measured."""
-    import os
-
-    import psutil
-
-    gpus, gpu_memory = compute.num_gpus, compute.gpu_memory_gb
-    if gpus is None:
-        import torch
-
-        gpus = torch.cuda.device_count()
-    if gpus and gpu_memory is None:
-        import torch
-
-        present = torch.cuda.device_count()
-        if present == 0:
-            raise ResourceError.of(
-                "GPUs are asked for, and this machine shows none",
-                found=f"--num-gpus {gpus}",
-                remedy="leave --num-gpus out, or say --gpu-memory-gb to plan for another machine",
-            )
-        found = [torch.cuda.get_device_properties(i).total_memory for i in range(present)]
-        gpu_memory = min(found) / GB
-    memory = compute.memory_gb
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Budget(
-        cpus=compute.num_cpus or usable or 1,
-        gpus=gpus,
-        memory_bytes=int(memory * GB) if memory else int(psutil.virtual_memory().available * 0.9),
-        gpu_memory_bytes=int((gpu_memory or 0) * GB),
-    )
+def _options(cpus: int, gpus: float, memory: int, avoid: tuple[str, ...]) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+    if memory:
+        options["memory"] = memory
+    if avoid:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoid)})"}
+    return options
 
 
-def training_bytes(size: ModelSize, work: Workload, tokens_per_pass: int) -> int:
-    """Estimate the memory of one training, without the process itself."""
-    trained = size.parameters
-    weights = 4 * size.parameters
-    if work.lora_rank is not None:
-        # Two matrices of rank r on some seven linear maps a layer.
-        trained = 2 * 7 * work.lora_rank * size.width * size.layers
-        weights += 4 * trained
-    optimiser = 12 * trained
-    per_value = 34 if work.precision in ("bf16", "fp16") else 68
-    layers = size.layers
-    if work.gradient_checkpointing:
-        # Only each layer's input is kept, and one layer's inside while it is recomputed.
-        kept = 2 * size.width * layers * (1 if per_value == 34 else 2)
-        activations = tokens_per_pass * (kept + per_value * size.width)
-    else:
-        activations = tokens_per_pass * per_value * size.width * layers
-    return weights + optimiser + activations + HEAD_CHUNK_BYTES
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of process, its flags, and what helps when it does not fit."""
 
-
-def scoring_bytes(size: ModelSize, work: Workload) -> int:
-    """Estimate the memory of one actor that holds all class models, without the process itself."""
-    per_value = 2 if work.precision in ("bf16", "fp16") else 4
-    models = 1 if work.lora_rank is not None else work.classes
-    weights = models * size.parameters * per_value
-    tokens = max(work.tokens_per_batch, _longest(size, work))
-    activations = tokens * size.width * 20 * per_value
-    return weights + activations + HEAD_CHUNK_BYTES
+    task: str
+    share_flag: str
+    share: float | None
+    count_flag: str
+    count: int | None
+    remedies: str
 
 
 def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeConfig) -> Plan:
-    """Decide how many trainings and actors run at once.
+    """Decide how many trainings and actors run at once, and what each asks for.
 
     Raises:
-        ResourceError: when one training or one actor does not fit; says by how much.
+        ResourceError: when one training or one class model cannot be placed on any node, or a
+            flag asks for more than can ever be; says by how much.
     """
-    if budget.device == "cuda":
-        process, what = CUDA_CONTEXT_BYTES, "one GPU"
-        memory = int(budget.gpu_memory_bytes * GPU_USABLE)
-    else:
-        process, what = PROCESS_BYTES, "main memory"
-        memory = budget.memory_bytes - RAY_BYTES
-    tokens = _tokens_per_pass(budget, size, work, memory, process)
-    training = process + (training_bytes(size, work, tokens) if work.trains else 0)
-    scoring = process + scoring_bytes(size, work)
-    trainings = _how_many(
-        "training one class model",
-        training,
-        memory,
-        what,
-        "a smaller --model, --lora-rank 8, --gradient-checkpointing, or a shorter --window",
-    )
-    scorers = _how_many(
-        f"an actor with all {work.classes} class models",
-        scoring,
-        memory,
-        what,
-        "--lora-rank 8 (adapters share the base), --precision bf16, or a smaller --model",
-    )
-    per_unit = budget.gpus if budget.device == "cuda" else 1
-    # Every training needs a CPU of its own, on a GPU too.
-    trainings = min(trainings, max(1, budget.cpus // per_unit))
-    concurrent = min(work.classes, trainings * per_unit)
-    if compute.concurrent_trainings is not None:
-        concurrent = _at_most(
-            "--concurrent-trainings", compute.concurrent_trainings, trainings * per_unit, training
+    device = device_of(budget, compute)
+    nodes = budget.nodes
+    if not any(node.cpus for node in nodes):
+        raise ResourceError.of(
+            "no CPU to run on",
+            found=f"no CPUs on {', '.join(node.name for node in nodes) or 'any node'}",
+            expected="1 CPU for each process",
+            remedy="start worker nodes first",
         )
-    per_gpu = math.ceil(concurrent / per_unit)
-    if budget.device == "cuda":
-        actors = budget.gpus
-    else:
-        actors = max(1, min(scorers, budget.cpus // CPUS_PER_ACTOR))
-    actors = max(1, min(actors, work.shards))
-    if compute.actors is not None:
-        limit = min(scorers * per_unit, budget.cpus)
-        actors = _at_most("--actors", compute.actors, limit, scoring)
-    on_gpu = budget.device == "cuda"
+    tokens, training_size, training = 0, 0, _NOTHING
+    if work.trainings:
+        tokens, training_size, training = _plan_training(nodes, device, size, work, compute)
+    classes_each, scoring_size, scoring = 0, 0, _NOTHING
+    if work.shards:
+        classes_each, scoring_size, scoring = _plan_scoring(nodes, device, size, work, compute)
     return Plan(
-        device=budget.device,
-        concurrent_trainings=concurrent,
-        cpus_per_training=max(1, budget.cpus // concurrent),
-        gpus_per_training=_fraction(per_gpu) if on_gpu else 0.0,
-        bytes_per_training=training,
+        device=device,
+        concurrent_trainings=training.at_once,
+        cpus_per_training=training.cpus,
+        gpus_per_training=training.demand.gpus,
+        bytes_per_training=training_size,
         tokens_per_pass=tokens,
-        actors=actors,
-        cpus_per_actor=max(1, budget.cpus // actors),
-        gpus_per_actor=_fraction(math.ceil(actors / budget.gpus)) if on_gpu else 0.0,
-        bytes_per_actor=scoring,
+        actors=scoring.at_once,
+        cpus_per_actor=scoring.cpus,
+        gpus_per_actor=scoring.demand.gpus,
+        bytes_per_actor=scoring_size,
+        memory_per_training=training.demand.memory_bytes,
+        memory_per_actor=scoring.demand.memory_bytes,
+        classes_per_actor=classes_each,
+        gpu_memory_fraction_per_training=_memory_fraction(nodes, training.demand),
+        gpu_memory_fraction_per_actor=_memory_fraction(nodes, scoring.demand),
+        avoid_nodes_for_training=_too_small(nodes, training.demand),
+        avoid_nodes_for_actors=_too_small(nodes, scoring.demand),
     )
 
 
-def _tokens_per_pass(
-    budget: Budget, size: ModelSize, work: Workload, memory: int, process: int
-) -> int:
-    """Choose the padded tokens of one training pass: smaller passes need less memory.
+_NOTHING = Placement(0, 0, Demand())
 
-    The usual size is halved once where that lets a second training run beside the first, and as
-    often as needed for one to fit; never below the longest sequence.
+
+def _plan_training(
+    nodes: Sequence[Node], device: Device, size: ModelSize, work: Workload, compute: ComputeConfig
+) -> tuple[int, int, Placement]:
+    """Give tokens a pass, bytes of one training, and the placement."""
+    kind = _Kind(
+        task="training one class model",
+        share_flag="--gpus-per-class",
+        share=compute.gpus_per_class,
+        count_flag="--concurrent-trainings",
+        count=compute.concurrent_trainings,
+        remedies="a smaller --model, --lora-rank 8, --gradient-checkpointing, or a shorter "
+        "--window",
+    )
+
+    def places(needed: int) -> int:
+        # Room for two on each unit is room enough: smaller passes are slower.
+        if device == "cpu":
+            (demand,) = _demands(nodes, device, needed, kind, parts=1)
+            return min(work.trainings, sum(min(2, room_on(n, demand, 1)) for n in nodes))
+        demands = _demands(nodes, device, needed, kind, parts=2)
+        return min(work.trainings, max(room(nodes, demand) for demand in demands))
+
+    tokens = tokens_per_pass(device, size, work, places)
+    needed = process_bytes(device) + training_bytes(size, work, tokens)
+    most_cpus = max(node.cpus for node in nodes)
+    demands = _demands(nodes, device, needed, kind, parts=most_cpus)
+    return tokens, needed, _place(nodes, device, demands, needed, kind, wanted=work.trainings)
+
+
+def _plan_scoring(
+    nodes: Sequence[Node], device: Device, size: ModelSize, work: Workload, compute: ComputeConfig
+) -> tuple[int, int, Placement]:
+    """Give classes per actor, bytes of one actor, and the placement."""
+    kind = _Kind(
+        task="a scoring actor with one class model",
+        share_flag="--gpus-per-actor",
+        share=compute.gpus_per_actor,
+        count_flag="--actors",
+        count=compute.actors,
+        remedies="--precision bf16, a smaller --tokens-per-batch, or a smaller --model",
+    )
+    # One actor keeps a GPU busy; more share it only where that was asked for.
+    parts = 1 if compute.actors is None else max(node.cpus for node in nodes)
+    for groups in range(1, work.classes + 1):
+        each = math.ceil(work.classes / groups)
+        needed = process_bytes(device) + scoring_bytes(size, work, each)
+        demands = _demands(nodes, device, needed, kind, parts=parts)
+        if any(room(nodes, demand) for demand in demands):
+            break
+    groups = math.ceil(work.classes / each)
+    split = CPUS_PER_ACTOR if device == "cpu" else None
+    placement = _place(
+        nodes, device, demands, needed, kind, wanted=work.shards * groups, split=split
+    )
+    return each, needed, placement
+
+
+def _demands(
+    nodes: Sequence[Node], device: Device, needed: int, kind: _Kind, *, parts: int
+) -> list[Demand]:
+    """Give what one process could ask for: on GPUs, a whole one, a half, down to 1 / `parts`.
+
+    Raises:
+        ResourceError: when more GPUs are asked for than any node has.
     """
-    longest = _longest(size, work)
-    usual = max(min(TOKENS_PER_PASS[budget.device], work.batch_size * longest), longest)
-    halves = [usual]
-    while halves[-1] > longest:
-        halves.append(max(longest, halves[-1] // 2))
+    if kind.share is not None:
+        share = floor_share(kind.share)
+        most = max(node.gpus for node in nodes)
+        if share > most:
+            raise ResourceError.of(
+                f"{kind.share_flag} {kind.share:g} can never be met",
+                found=f"at most {most} GPU{'' if most == 1 else 's'} on one node",
+                expected=f"{share:g} on one node",
+                remedy=f"{kind.share_flag} {most}, or leave it out"
+                if most
+                else f"leave {kind.share_flag} out, or start nodes with GPUs",
+            )
+        if device == "cpu":
+            return [Demand(memory_bytes=needed, gpus=share)]
+        return [Demand(gpus=share, gpu_memory_bytes=needed)]
+    if device == "cpu":
+        return [Demand(memory_bytes=needed)]
+    shares = [nth_of_a_gpu(n) for n in range(1, parts + 1)]
+    return [Demand(gpus=share, gpu_memory_bytes=needed) for share in shares]
 
-    def fit(tokens: int) -> int:
-        return memory // (process + training_bytes(size, work, tokens))
 
-    wanted = min(2, work.classes)
-    candidates = [tokens for tokens in halves[:2] if fit(tokens) >= wanted]
-    candidates += [tokens for tokens in halves if fit(tokens) >= 1]
-    return candidates[0] if candidates else halves[-1]
+def _place(
+    nodes: Sequence[Node],
+    device: Device,
+    demands: list[Demand],
+    needed: int,
+    kind: _Kind,
+    *,
+    wanted: int,
+    split: int | None = None,
+) -> Placement:
+    """Place as many as are wanted or asked for.
 
-
-def _longest(size: ModelSize, work: Workload) -> int:
-    """Estimate the tokens of the longest sequence that goes through the model at once."""
-    longest = math.ceil(work.longest_text_bytes / BYTES_PER_TOKEN) + 1
-    return max(
-        1, min(longest, work.max_length or longest, work.window or size.context, size.context)
+    Raises:
+        ResourceError: when not one fits, or fewer than were asked for.
+    """
+    possible = max(room(nodes, demand) for demand in demands)
+    if not possible:
+        raise _does_not_fit(nodes, device, demands[0], needed, kind)
+    if kind.count is not None and kind.count > possible:
+        raise ResourceError.of(
+            f"{kind.count_flag} {kind.count} does not fit",
+            found=f"room for {possible}, at {needed / GB:.1f} GB each",
+            remedy=f"{kind.count_flag} {possible}, or leave it out",
+        )
+    return place(
+        nodes,
+        demands,
+        min(wanted, kind.count or wanted),
+        models_on_gpu=device == "cuda",
+        exactly=kind.count is not None,
+        split=None if kind.count else split,
     )
 
 
-def _fraction(parts: int) -> float:
-    """Give 1 / parts, rounded down as Ray counts (four decimals), so that all parts fit."""
-    return 1.0 if parts <= 1 else math.floor(10_000 / parts) / 10_000
+def _does_not_fit(
+    nodes: Sequence[Node], device: Device, demand: Demand, needed: int, kind: _Kind
+) -> ResourceError:
+    """Say how much there is, how much it takes, and what helps."""
+    hosts = [node for node in nodes if node.cpus and node.gpus >= demand.gpus] or nodes
+    if device == "cpu":
+        where, best = "main memory", max(hosts, key=lambda node: node.memory_bytes)
+        there = best.memory_bytes
+    else:
+        where = "one GPU" if demand.gpus >= 1 else f"{demand.gpus:g} of a GPU"
+        best = max(hosts, key=lambda node: node.gpu_memory_bytes)
+        there = usable_share(best, demand.gpus)
+    of_node = f" on {best.name}, the largest" if len(nodes) > 1 else ""
+    whole = usable_share(best, 1.0)
+    remedies = kind.remedies
+    if demand.gpus < 1 and device == "cuda" and needed <= whole:
+        enough = math.ceil(needed / whole * 100) / 100
+        remedies = f"{kind.share_flag} {enough:g}, or leave it out"
+    return ResourceError.of(
+        f"{kind.task} does not fit into {where}",
+        found=f"{there / GB:.1f} GB to plan with{of_node}",
+        expected=f"{needed / GB:.1f} GB",
+        remedy=remedies,
+    )
 
 
-def _how_many(task: str, needed: int, memory: int, what: str, remedies: str) -> int:
-    if needed > memory:
-        raise ResourceError.of(
-            f"{task} does not fit into {what}",
-            found=f"{max(memory, 0) / GB:.1f} GB to plan with",
-            expected=f"{needed / GB:.1f} GB",
-            remedy=remedies,
-        )
-    return memory // needed
+def _memory_fraction(nodes: Sequence[Node], demand: Demand) -> float | None:
+    """Give the part of a GPU's memory that torch may allocate in a process that shares it.
+
+    A CUDA context lies outside of torch's count: every process on the GPU leaves room for its own.
+    """
+    sizes = [node.gpu_memory_bytes for node in nodes if room_on(node, demand, 1)]
+    if not demand.gpu_memory_bytes or demand.gpus >= 1 or not sizes:
+        return None
+    # On the smallest GPU a context weighs the most.
+    return GPU_USABLE * demand.gpus - process_bytes("cuda") / min(sizes)
 
 
-def _at_most(flag: str, asked: int, possible: int, each: int) -> int:
-    if asked > possible:
-        raise ResourceError.of(
-            f"{flag} {asked} does not fit",
-            found=f"room for {possible}, at {each / GB:.1f} GB each",
-            remedy=f"{flag} {possible}, or leave it out",
-        )
-    return asked
+def _too_small(nodes: Sequence[Node], demand: Demand) -> tuple[str, ...]:
+    """Give the ids of nodes with GPUs enough by number but too small: Ray counts only numbers."""
+    if not demand.gpu_memory_bytes:
+        return ()
+    return tuple(
+        node.identity
+        for node in nodes
+        if node.identity and node.gpus and demand.gpu_memory_bytes > usable_share(node, demand.gpus)
+    )

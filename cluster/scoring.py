@@ -1,112 +1,236 @@
-"""Scoring: actors that hold all class models take one shard at a time and commit it themselves."""
+"""Scoring: shards are given out to actors, and given out again when an actor dies."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
-from ray.util.queue import Queue
 
-from cluster.channel import drain, failure_of, open_channel, send
+from cluster.channel import CRASHES, Channel, failure_of
+from cluster.poison import isolate
 from cluster.resources import Plan
-from gencls_core.class_models import ClassModel
-from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.events import Event, Note, ScoringProgress, ShardCommitted
-from gencls_core.precision import Precision
-from gencls_core.scores import ScoreStore, ShardKey, ShardRecord
+from cluster.scoring_actor import ScoringActor
+from cluster.stopping import STOP
+from cluster.work import ScoringJob, ShardWork
+from gencls_core.errors import GenclsError, IncompleteError
+from gencls_core.events import Event, ExampleIsolated, Note, ShardCommitted
+from gencls_core.ownership import Fence, Lease
+from gencls_core.scores import ShardRecord
 
-__all__ = ["ScoringJob", "ShardWork", "score_shards"]
+__all__ = ["score_shards"]
 
-ATTEMPTS_PER_SHARD = 3
-PROGRESS_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class ScoringJob:
-    """What every actor needs: the models, and how texts are scored."""
-
-    models: tuple[ClassModel, ...]
-    base: Path
-    sequence: SequenceConfig
-    scoring: ScoringConfig
-    precision: Precision
-    device: str
+DEATHS_PER_SHARD = 3
+"""Then the shard itself is under suspicion, and is searched for the example that kills."""
+LEASE_CHECK_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class ShardWork:
-    """Examples [start, stop) of one split, under the classes that are not committed yet."""
+@dataclass(eq=False)
+class _Actor:
+    """An actor that runs, and the group of classes whose models it holds."""
 
-    dataset: Path
-    split: SplitName
-    store: Path
-    start: int
-    stop: int
-    keys: tuple[ShardKey, ...]
-    digests: tuple[str, ...]
+    handle: Any
+    name: str
+    group: int
 
 
-def score_shards(job: ScoringJob, work: list[ShardWork], plan: Plan) -> Iterator[Event]:
+@dataclass
+class _Crew:
+    """Starts actors, at most `size` at once over all groups."""
+
+    plan: Plan
+    groups: list[frozenset[str]]
+    channel: Channel
+    memory_limit: int
+    actors: set[_Actor] = field(default_factory=set)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def start(self, group: int) -> _Actor:
+        # A new actor in the place of a dead one, rather than Ray's restart: calls that reach an
+        # actor while it restarts fail at once, and would use up the shard's attempts.
+        name = f"actor-{next(self._numbers)}"
+        handle = (
+            ray.remote(ScoringActor)
+            .options(**self.plan.actor_options(), max_restarts=0)
+            .remote(
+                self.groups[group],
+                self.plan.cpus_per_actor,
+                self.plan.gpu_memory_fraction_per_actor,
+                self.memory_limit,
+                self.channel.queue,
+                name,
+            )
+        )
+        actor = _Actor(handle, name, group)
+        self.actors.add(actor)
+        return actor
+
+    def dismiss(self, actor: _Actor) -> None:
+        ray.kill(actor.handle)
+        self.actors.discard(actor)
+
+    def dismiss_all(self) -> None:
+        for actor in list(self.actors):
+            self.dismiss(actor)
+
+
+def score_shards(
+    job: ScoringJob, work: list[ShardWork], plan: Plan, lease: Lease, memory_limit: int
+) -> Iterator[Event]:
     """Score all shards; yields progress as it comes.
 
-    An actor that dies is replaced and its shard given out again: a shard is written at least once,
-    and takes effect exactly once, since the rename replaces what stood there.
+    An actor that dies is replaced and its shard given out again, under a new fence: a shard may be
+    scored more than once, and takes effect exactly once. A shard that keeps killing its actors is
+    searched for the one example that does; all other shards are scored first.
+
+    Where a stop was asked for (`cluster.stopping`), the shards in hand are committed and no other
+    is begun.
+
+    Args:
+        job: the models, and how texts are scored.
+        work: the shards to score.
+        plan: what actors there are, and what each reserves.
+        lease: the ownership of the run.
+        memory_limit: resident bytes after which an actor is ended.
 
     Raises:
-        GenclsError: when a shard fails ATTEMPTS_PER_SHARD times, or scoring itself refuses.
+        IncompleteError: when a shard could not be scored; all that could be is committed.
+        GenclsError: when scoring refuses, for example a score that is not a finite number.
+        KeyboardInterrupt: when a stop was asked for.
     """
-    channel = open_channel()
-    # A new actor in the place of a dead one, rather than Ray's restart: calls that reach an actor
-    # while it restarts fail at once, and would use up the shard's attempts.
-    actor_class = ray.remote(_ScoringActor).options(
-        num_cpus=plan.cpus_per_actor, num_gpus=plan.gpus_per_actor, max_restarts=0
+    channel = Channel()
+    groups = [frozenset(m.class_name for m in group) for group in plan.groups(job.models)]
+    crew = _Crew(plan, groups, channel, memory_limit)
+    reference = ray.put(job)
+    try:
+        with STOP.shielded():
+            suspects = yield from _give_out(reference, work, crew, lease)
+            crew.dismiss_all()
+            if suspects:
+                yield from _search(reference, suspects, crew)
+        yield from channel.drain()
+    finally:
+        crew.dismiss_all()
+        channel.close()
+
+
+def _give_out(job: Any, work: list[ShardWork], crew: _Crew, lease: Lease) -> Iterator[Event] | Any:
+    """Have every shard scored; gives those that killed DEATHS_PER_SHARD actors, with the reason."""
+    waiting = [
+        deque(part for shard in work if (part := shard.of(group)) is not None)
+        for group in crew.groups
+    ]
+    size = min(crew.plan.actors, sum(map(len, waiting)))
+    idle: deque[_Actor] = deque()
+    running: dict[Any, tuple[_Actor, ShardWork, Fence]] = {}
+    deaths: dict[ShardWork, int] = {}
+    suspects: list[tuple[ShardWork, GenclsError]] = []
+    failure: GenclsError | None = None
+    asked = time.monotonic()
+    while any(waiting) or running:
+        stopping = STOP.requested or failure is not None
+        while not stopping and any(waiting) and (idle or len(crew.actors) < size):
+            actor = _next_actor(crew, idle, waiting)
+            shard = waiting[actor.group].popleft()
+            fence = lease.fence(f"{shard.split}-{shard.keys[0].index}-g{actor.group}")
+            running[actor.handle.score.remote(job, shard, fence)] = (actor, shard, fence)
+        if stopping and (not running or STOP.overdue):
+            break
+        done, _ = ray.wait(list(running), num_returns=1, timeout=0.3)
+        yield from crew.channel.drain()
+        if time.monotonic() - asked >= LEASE_CHECK_SECONDS:
+            lease.check()
+            asked = time.monotonic()
+        for reference in done:
+            actor, shard, fence = running.pop(reference)
+            try:
+                records: list[ShardRecord] = ray.get(reference)
+            except CRASHES as error:
+                lease.retire(fence)
+                crew.actors.discard(actor)
+                deaths[shard] = deaths.get(shard, 0) + 1
+                what = f"scoring of {shard.name}"
+                reason = crew.channel.why(actor.name, what) or failure_of(error, what)
+                if deaths[shard] >= DEATHS_PER_SHARD:
+                    suspects.append((shard, reason))
+                    yield Note(f"{what}: {deaths[shard]} actors died of it; left for the end")
+                else:
+                    yield Note(f"{what}: its actor died; trying again")
+                    waiting[actor.group].append(shard)
+            except Exception as error:
+                failure = failure or failure_of(error, f"scoring of {shard.name}")
+                idle.append(actor)
+            else:
+                idle.append(actor)
+                for record in records:
+                    yield _committed(shard, record)
+    if failure is not None:
+        raise failure
+    if STOP.requested:
+        raise KeyboardInterrupt
+    return suspects
+
+
+def _next_actor(crew: _Crew, idle: deque[_Actor], waiting: list[deque[ShardWork]]) -> _Actor:
+    """Take an idle actor whose group has work; else start one for the group with the most to do
+    for each of its actors, in the place of one that has nothing to do."""
+    for actor in idle:
+        if waiting[actor.group]:
+            idle.remove(actor)
+            return actor
+    if idle:
+        crew.dismiss(idle.popleft())
+
+    def need(group: int) -> float:
+        held = sum(actor.group == group for actor in crew.actors)
+        return len(waiting[group]) / (held + 1)
+
+    return crew.start(max(range(len(waiting)), key=need))
+
+
+def _search(
+    job: Any, suspects: list[tuple[ShardWork, GenclsError]], crew: _Crew
+) -> Iterator[Event]:
+    """Find the example that ends its workers, shard by shard, and say what is missing."""
+    lines = []
+    for shard, reason in suspects:
+        yield Note(f"searching {shard.name} for the example that ends its workers")
+        group = next(
+            number
+            for number, classes in enumerate(crew.groups)
+            if shard.keys[0].class_name in classes
+        )
+        row = yield from isolate(job, shard, functools.partial(crew.start, group), crew.dismiss)
+        if row is None:
+            lines.append(f"{shard.name}: {str(reason).splitlines()[0]}")
+            lines += [f"  {line.strip()}" for line in str(reason).splitlines()[1:]]
+            continue
+        example_id = _example_id(shard, row)
+        yield ExampleIsolated(shard.split, shard.keys[0].index, row, example_id)
+        lines.append(
+            f"{shard.name}: example {example_id!r} (row {row:,} of the {shard.split} texts) ends "
+            "every worker that scores it"
+        )
+    rows = sum((shard.stop - shard.start) * len(shard.keys) for shard, _ in suspects)
+    raise IncompleteError.of(
+        f"the run is incomplete: {rows:,} score rows could not be made",
+        found="\n    ".join(lines),
+        remedy="remove or shorten the example (--max-length), or give the workers more memory "
+        "(--actors 1, a smaller --tokens-per-batch); then run the same command again: all other "
+        "shards are committed",
     )
 
-    def start() -> Any:
-        return actor_class.remote(plan.cpus_per_actor, plan.gpus_per_actor)
 
-    job_reference = ray.put(job)
-    idle = deque(start() for _ in range(min(plan.actors, len(work))))
-    waiting = deque(work)
-    attempts: dict[ShardWork, int] = {}
-    running: dict[Any, tuple[Any, ShardWork]] = {}
-    try:
-        while waiting or running:
-            while waiting and idle:
-                shard, actor = waiting.popleft(), idle.popleft()
-                running[actor.score.remote(job_reference, channel, shard)] = (actor, shard)
-            done, _ = ray.wait(list(running), num_returns=1, timeout=0.3)
-            yield from drain(channel)
-            for reference in done:
-                actor, shard = running.pop(reference)
-                try:
-                    records: list[ShardRecord] = ray.get(reference)
-                except RayActorError as error:
-                    attempts[shard] = attempts.get(shard, 0) + 1
-                    what = f"scoring of {shard.split} shard {shard.keys[0].index}"
-                    if attempts[shard] >= ATTEMPTS_PER_SHARD:
-                        raise failure_of(error, what) from error
-                    yield Note(f"{what}: its actor died; trying again")
-                    waiting.append(shard)
-                    idle.append(start())
-                except Exception as error:
-                    raise failure_of(error, f"scoring of shard {shard.keys[0].index}") from error
-                else:
-                    idle.append(actor)
-                    for record in records:
-                        yield _committed(shard, record)
-        yield from drain(channel)
-    finally:
-        for actor in (*idle, *(actor for actor, _ in running.values())):
-            ray.kill(actor)
-        channel.shutdown()
+def _example_id(shard: ShardWork, row: int) -> str:
+    from gencls_core.datasets.dataset import Dataset
+
+    table = Dataset.open(shard.dataset).read(shard.split, row, row + 1)
+    return str(table.column("example_id")[0].as_py())
 
 
 def _committed(shard: ShardWork, record: ShardRecord) -> ShardCommitted:
@@ -119,83 +243,3 @@ def _committed(shard: ShardWork, record: ShardRecord) -> ShardCommitted:
         tokens=record.tokens,
         seconds=record.seconds,
     )
-
-
-class _ScoringActor:
-    """Runs in a Ray worker; loads models at its first shard, so that errors reach the driver."""
-
-    def __init__(self, threads: int, gpu_share: float) -> None:
-        self._threads = threads
-        self._gpu_share = gpu_share
-        self._models: Any = None
-
-    def _load(self, job: ScoringJob) -> Any:
-        import torch
-
-        from gencls_core.precision import scoring_dtype
-        from gencls_core.scoring import ClassModelSet
-
-        torch.set_num_threads(self._threads)
-        if job.device == "cuda" and self._gpu_share < 1:
-            torch.cuda.set_per_process_memory_fraction(self._gpu_share)
-        return ClassModelSet(
-            job.models,
-            job.base,
-            dtype=scoring_dtype(job.precision),
-            device=job.device,
-        )
-
-    def score(self, job: ScoringJob, channel: Queue, work: ShardWork) -> list[ShardRecord]:
-        """Score one shard's examples under each class, committing class by class."""
-        from gencls_core.measure import peak_memory_bytes
-
-        if self._models is None:
-            self._models = self._load(job)
-        examples = Dataset.open(work.dataset).read(work.split, work.start, work.stop)
-        encoded = self._models.encode(examples)
-        store = ScoreStore(work.store)
-        records = []
-        for key, digest in zip(work.keys, work.digests, strict=True):
-            began = time.perf_counter()
-            meter = _Throttle(channel, work.split)
-            table = self._models.score(
-                examples,
-                key.class_name,
-                job.sequence,
-                job.scoring,
-                encoded=encoded,
-                on_batch=meter,
-            )
-            meter.flush()
-            records.append(
-                store.commit(
-                    key,
-                    table,
-                    start=work.start,
-                    digest=digest,
-                    seconds=round(time.perf_counter() - began, 3),
-                    peak_memory_bytes=peak_memory_bytes(),
-                )
-            )
-        return records
-
-
-class _Throttle:
-    """Sends the tokens scored since the last message, at most twice a second."""
-
-    def __init__(self, channel: Queue, split: str) -> None:
-        self._channel = channel
-        self._split = split
-        self._sent_at = time.perf_counter()
-        self._done = 0
-        self._sent = 0
-
-    def __call__(self, tokens: int) -> None:
-        self._done = tokens
-        if time.perf_counter() - self._sent_at >= PROGRESS_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what has not been sent."""
-        send(self._channel, ScoringProgress(self._split, self._done - self._sent))
-        self._sent_at, self._sent = time.perf_counter(), self._done

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.connection import ray_session
-from cluster.preparation import SYSTEM, Preparation, shard_work
+from cluster.connection import Workplace
+from cluster.preparation import Preparation
+from cluster.shared_path import nodes_without
+from cluster.work import SYSTEM, ScoringJob, shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.datasets.dataset import SplitName
-from gencls_core.events import ClassReused, Event, StageFinished, StageStarted
+from gencls_core.events import ClassReused, Event, Note, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
+from gencls_core.ownership import Lease
+from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
+from gencls_core.storage import children, remove_tree
 
 __all__ = [
-    "LazyRay",
     "baseline_stage",
     "build_base_stage",
     "report_stage",
@@ -29,36 +31,20 @@ __all__ = [
 ]
 
 
-class LazyRay:
-    """Starts Ray when it is first needed, and ends it with the block."""
-
-    def __init__(self, stack: ExitStack, preparation: Preparation) -> None:
-        self._stack = stack
-        self._preparation = preparation
-        self._started = False
-
-    def need(self) -> None:
-        """Start Ray unless it runs."""
-        if not self._started:
-            address = self._preparation.config.compute.address
-            self._stack.enter_context(ray_session(self._preparation.budget, address))
-            self._started = True
-
-
-def build_base_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
+def build_base_stage(preparation: Preparation, place: Workplace) -> Iterator[Event]:
     """Make a base model from scratch where the run wants one that does not exist yet."""
     if not preparation.must_build_base:
         return
-    import ray as ray_module
+    import ray
 
     from cluster.channel import failure_of
 
     began = time.perf_counter()
     yield StageStarted("base", f"making {preparation.base.name}: tokenizer and start weights")
-    ray.need()
-    build = ray_module.remote(_build_scratch).options(num_cpus=1)
+    place.need()
+    build = ray.remote(_build_scratch).options(num_cpus=1)
     try:
-        ray_module.get(
+        ray.get(
             build.remote(
                 preparation.base.name,
                 preparation.dataset.path,
@@ -71,7 +57,7 @@ def build_base_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
     yield StageFinished("base", f"{preparation.base.name} made", time.perf_counter() - began)
 
 
-def _build_scratch(name: str, dataset: Path, seed: int, destination: Path) -> None:
+def _build_scratch(name: str, dataset: Location, seed: int, destination: Location) -> None:
     """Run in a Ray worker: the driver needs no torch for it."""
     from gencls_core.scratch import build_scratch_model
 
@@ -88,7 +74,28 @@ def _build_scratch(name: str, dataset: Path, seed: int, destination: Path) -> No
     )
 
 
-def train_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
+def shared_base(
+    preparation: Preparation, place: Workplace, models: tuple[ClassModel, ...] = ()
+) -> ResolvedModel:
+    """Give the base model where every worker can read it: copied into the run where it must be.
+
+    Class models with weights of their own need none.
+    """
+    base, run = preparation.base, preparation.run
+    path = run.base_path / base.digest[:16]
+    staged = ResolvedModel.of_staged(base.name, path)
+    if staged is not None:
+        return replace(staged, digest=base.digest)
+    if all(model.kind == "full" for model in models) and models:
+        return base
+    if isinstance(run.path, Path):
+        place.need()
+        if not isinstance(base.path, Path) or not nodes_without(base.path, place.budget.nodes):
+            return base
+    return base.stage(path)
+
+
+def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:
     """Train the class models that are not committed."""
     began = time.perf_counter()
     tasks = preparation.training_tasks()
@@ -119,33 +126,42 @@ def train_stage(preparation: Preparation, ray: LazyRay) -> Iterator[Event]:
         len(wanted),
         len(reused),
     )
-    ray.need()
+    place.need()
     from cluster.training import train_classes
 
-    built = ResolvedModel.of_folder(preparation.base.name, preparation.base.path)
-    base = replace(built, digest=preparation.base.digest)
+    base = shared_base(preparation, place)
     yield from train_classes(
-        [replace(task, base=base) for task in tasks], preparation.dataset.path, plan
+        [replace(task, base=base) for task in tasks],
+        preparation.dataset.path,
+        plan,
+        lease,
+        memory_share(preparation, plan.concurrent_trainings, plan.memory_per_training),
     )
-    for leftover in preparation.run.models_path.glob(".training-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in children(preparation.run.models_path):
+        if leftover.name.startswith("."):
+            remove_tree(leftover)
     yield StageFinished(
         "train", f"{_count(len(tasks), 'class model')} trained", time.perf_counter() - began
     )
 
 
+def memory_share(preparation: Preparation, at_once: int, reserved: int) -> int:
+    """Give the bytes of main memory after which a worker is ended: its share of what there is."""
+    return max(preparation.budget.memory_bytes // max(at_once, 1), reserved)
+
+
 def score_stage(
     preparation: Preparation,
-    ray: LazyRay,
+    place: Workplace,
+    lease: Lease,
     models: tuple[ClassModel, ...],
-    base: Path,
     dataset: Dataset,
     split: SplitName,
 ) -> Iterator[Event]:
     """Score the shards of one split that are not committed, and drop those of other settings."""
     began = time.perf_counter()
     run = preparation.run
-    work, wanted, committed = shard_work(
+    shards = shard_work(
         config=preparation.config,
         precision=preparation.precision,
         models=models,
@@ -153,7 +169,13 @@ def score_stage(
         split=split,
         run=run,
     )
-    if run.scores_of(split).retire(SYSTEM, wanted) or work:
+    work, committed = shards.work, len(shards.committed)
+    for key in shards.torn:
+        yield Note(
+            f"{split} shard {key.index} of class {key.class_name!r} is not as it was committed; "
+            "scoring it again"
+        )
+    if run.scores_of(split).retire(SYSTEM, shards.committed) or work:
         run.drop_report()
     rows = dataset.split(split).rows * len(models)
     missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
@@ -174,18 +196,21 @@ def score_stage(
         rows,
         rows - missing,
     )
-    ray.need()
-    from cluster.scoring import ScoringJob, score_shards
+    place.need()
+    from cluster.scoring import score_shards
 
     job = ScoringJob(
         models=models,
-        base=base,
+        base=shared_base(preparation, place, models),
         sequence=preparation.config.sequence,
         scoring=preparation.config.scoring,
         precision=preparation.precision,
         device=preparation.plan.device,
     )
-    yield from score_shards(job, work, preparation.plan)
+    plan = preparation.plan
+    yield from score_shards(
+        job, work, plan, lease, memory_share(preparation, plan.actors, plan.memory_per_actor)
+    )
     yield StageFinished(
         f"score {split}", f"{_count(todo, 'shard')} scored", time.perf_counter() - began
     )

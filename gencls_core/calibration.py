@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
@@ -119,6 +118,8 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
 
 
 def _minimise(objective: object, start: FloatArray) -> tuple[float, FloatArray]:
+    from scipy.optimize import minimize
+
     bounds = [_LOG_SCALE_BOUNDS, *[(None, None)] * (len(start) - 1)]
     found = minimize(
         objective,

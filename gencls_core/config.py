@@ -20,9 +20,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gencls_core.errors import UsageError
+from gencls_core.remote_path import Location, RemotePath, as_location, uri_of
 
 __all__ = [
     "SECTIONS",
@@ -42,6 +52,10 @@ __all__ = [
 Positive = Annotated[int, Field(gt=0)]
 
 
+Place = Annotated[Path | RemotePath, BeforeValidator(as_location), PlainSerializer(uri_of)]
+"""A folder, or a place in an object store (s3://, gs://)."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -52,10 +66,11 @@ Section = TypeVar("Section", bound=_Section)
 class DataConfig(_Section):
     """Where the labelled texts are, which columns hold what, and how they are split."""
 
-    data_dir: Path | None = Field(
+    data_dir: Place | None = Field(
         None,
         description="A dataset folder: per-class JSON layout, prepared dataset, files named "
-        "after splits, a folder per class of .txt files, or a `save_to_disk` folder.",
+        "after splits, a folder per class of .txt files, or a `save_to_disk` folder. A prepared "
+        "dataset may also lie in an object store (s3://…).",
     )
     data: str | None = Field(
         None,
@@ -199,6 +214,9 @@ class ComputeConfig(_Section):
         "auto",
         description="Arithmetic of the models; `auto`: bf16 or fp16 on a GPU, fp32 on a CPU.",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; `auto`: on GPUs where there are any."
+    )
     address: str | None = Field(
         None, description="Address of a running Ray cluster; default: a private local Ray."
     )
@@ -208,14 +226,31 @@ class ComputeConfig(_Section):
         None, description="Memory of one GPU in GB (10^9 bytes); default: measured."
     )
     memory_gb: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Main memory to plan with in GB (10^9 bytes); default: what is free."
+        None,
+        description="Main memory of a node to plan with in GB (10^9 bytes); default: what is "
+        "free, on a cluster what each node has.",
     )
     concurrent_trainings: Positive | None = Field(
         None, description="Class models trained at once; default: what memory and CPUs allow."
     )
+    gpus_per_class: Annotated[float, Field(ge=0.0001)] | None = Field(
+        None,
+        description="GPUs reserved for each training: a fraction of one, or a whole number; "
+        "default: what memory asks for.",
+    )
     actors: Positive | None = Field(
         None, description="Scoring actors; default: what memory and CPUs allow."
     )
+    gpus_per_actor: Annotated[float, Field(ge=0.0001)] | None = Field(
+        None, description="GPUs reserved for each scoring actor; default: one."
+    )
+
+    @field_validator("gpus_per_class", "gpus_per_actor")
+    @classmethod
+    def _fraction_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("more than one GPU must be a whole number: Ray splits only one")
+        return value
 
 
 SECTIONS: dict[str, type[_Section]] = {
@@ -232,8 +267,10 @@ SECTIONS: dict[str, type[_Section]] = {
 class RunConfig(_Section):
     """Everything that one run is asked to do."""
 
-    output_dir: Path = Field(
-        Path("runs/latest"), validate_default=True, description="The run directory."
+    output_dir: Place = Field(
+        Path("runs/latest"),
+        validate_default=True,
+        description="The run directory: a folder, or a place in an object store (s3://…).",
     )
     class_id: int | None = Field(
         None, ge=0, description="Train only the class with this number (0 is the first)."
@@ -249,16 +286,9 @@ class RunConfig(_Section):
     posterior: PosteriorConfig = Field(default_factory=PosteriorConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
 
-    @field_validator("output_dir", mode="before")
-    @classmethod
-    def _local(cls, value: object) -> object:
-        if "://" in str(value):
-            raise ValueError("a run directory is a local or shared folder; URIs are not supported")
-        return value
-
     @field_validator("output_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _absolute(cls, value: Location) -> Location:
         return value.expanduser().absolute()
 
     @model_validator(mode="after")
@@ -320,11 +350,10 @@ def load_run_config(path: Path) -> dict[str, Any]:
         raise UsageError.of("not a TOML file", place=path, found=str(error)) from None
     parse_run_config(values, place=str(path))
     base = path.absolute().parent
-    if "output_dir" in values:
-        values["output_dir"] = str(base / Path(values["output_dir"]).expanduser())
     data = values.get("data", {})
-    if data.get("data_dir"):
-        data["data_dir"] = str(base / Path(data["data_dir"]).expanduser())
+    for section, key in ((values, "output_dir"), (data, "data_dir")):
+        if section.get(key) and "://" not in section[key]:
+            section[key] = str(base / Path(section[key]).expanduser())
     if data.get("data") and (base / data["data"]).exists():
         data["data"] = str(base / data["data"])
     model = values.get("model", {})

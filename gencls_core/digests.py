@@ -7,6 +7,7 @@ actors, not the batch sizes of scoring, not where the run directory lies.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from gencls_core.class_models import CLASS_MODEL_FORMAT, ClassModel
@@ -16,7 +17,7 @@ from gencls_core.scores import SCORE_FORMAT
 from gencls_core.scratch import SCRATCH_FORMAT, scratch_preset
 from gencls_core.storage import digest_of
 
-__all__ = ["scoring_digest", "scratch_digest", "shard_ranges", "training_digest"]
+__all__ = ["scoring_digests", "scratch_digest", "shard_ranges", "training_digest"]
 
 
 def scratch_digest(model: ModelConfig, training: TrainingConfig, dataset: Dataset) -> str:
@@ -64,31 +65,33 @@ def training_digest(
     )
 
 
-def scoring_digest(
+def scoring_digests(
     *,
     model: ClassModel,
     dataset: Dataset,
     split: SplitName,
-    start: int,
-    stop: int,
+    ranges: Sequence[tuple[int, int]],
     sequence: SequenceConfig,
     scoring: ScoringConfig,
     precision: str,
-) -> str:
-    """Name the score rows of examples [start, stop) under one class model."""
-    return digest_of(
+) -> list[str]:
+    """Name the score rows of each range of examples [start, stop) under one class model.
+
+    What all ranges have in common is digested once: a split may have 10^5 of them.
+    """
+    common = digest_of(
         {
             "format": SCORE_FORMAT,
             "model": model.digest,
             "weights": model.files,
             "texts": dataset.split(split).fingerprint,
-            "range": [start, stop],
             "sequence": sequence.model_dump(mode="json"),
             "likelihood": scoring.likelihood,
             "per_token": scoring.per_token,
             "precision": precision,
         }
     )
+    return [digest_of([common, start, stop]) for start, stop in ranges]
 
 
 def shard_ranges(rows: int, shard_size: int | None) -> list[tuple[int, int]]:

@@ -6,7 +6,9 @@
     ├── ModelError          a model or tokenizer that cannot be loaded or used
     ├── ResourceError       memory, CPUs or GPUs that do not suffice
     ├── TrainingError       training that cannot go on (for example a NaN loss)
+    ├── IncompleteError     some texts could not be scored; everything else is committed
     └── StoreError          a run directory or score store that is missing, torn or foreign
+        └── OwnershipError  a run that another process owns (gencls_core.ownership)
 
 A message says five things, in this order, as far as they apply: the place (file and line), what was
 found, what was expected, and the remedy. `GenclsError.of` puts them together, so that no caller
@@ -21,6 +23,7 @@ from typing import Self
 __all__ = [
     "DataError",
     "GenclsError",
+    "IncompleteError",
     "ModelError",
     "ResourceError",
     "StoreError",
@@ -76,6 +79,10 @@ class ResourceError(GenclsError):
 
 class TrainingError(GenclsError):
     """Training that cannot go on; says the class and the step."""
+
+
+class IncompleteError(GenclsError):
+    """All was tried and some rows could not be made; what could be is committed."""
 
 
 class StoreError(GenclsError):

@@ -20,6 +20,8 @@ __all__ = [
     "ClassTrained",
     "Event",
     "EventLog",
+    "ExampleIsolated",
+    "MemoryExceeded",
     "Note",
     "ScoringProgress",
     "ShardCommitted",
@@ -117,6 +119,26 @@ class ShardCommitted(Event):
     rows: int
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class ExampleIsolated(Event):
+    """One example ends every worker that scores it; its shard cannot be committed."""
+
+    split: str
+    shard: int
+    row: int
+    """Number of the example in its split."""
+    example_id: str
+
+
+@dataclass(frozen=True)
+class MemoryExceeded(Event):
+    """A worker ended itself because it outgrew its share of main memory."""
+
+    attempt: str
+    resident_bytes: int
+    limit_bytes: int
 
 
 PUT_SECONDS = 10.0

@@ -7,18 +7,29 @@ itself (and torch) is in `gencls_core.models`; this file stays light.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gencls_core.config import ModelConfig
 from gencls_core.errors import ModelError
-from gencls_core.storage import digest_of, file_sha256, read_json
+from gencls_core.remote_path import Location
+from gencls_core.storage import (
+    digest_of,
+    file_sha256,
+    local_folder,
+    publish_directory,
+    read_json,
+    size_of,
+    write_json,
+)
 
 __all__ = ["ResolvedModel", "is_scratch", "resolve_model"]
 
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")
+STAGED_NAME = "base.json"
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,39 @@ class ResolvedModel:
 
     name: str
     """What the user asked for."""
-    path: Path
+    path: Location
     digest: str
     """SHA-256 over configuration, weights and tokenizer."""
     parameters: int
     config: dict[str, Any]
     """The folder's config.json."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file that is needed."""
+
+    def local(self) -> Path:
+        """Give a folder on this machine with the model's files."""
+        return local_folder(self.path, self.files)
+
+    def stage(self, destination: Location) -> ResolvedModel:
+        """Copy the model to where every worker can read it."""
+        with publish_directory(destination, STAGED_NAME) as folder:
+            for name in self.files:
+                shutil.copyfile(self.local() / name, folder / name)
+            record = {"digest": self.digest, "parameters": self.parameters, "files": self.files}
+            write_json(folder / STAGED_NAME, record)
+        return replace(self, path=destination)
+
+    @classmethod
+    def of_staged(cls, name: str, path: Location) -> ResolvedModel | None:
+        """Describe a model that was staged; None where there is no whole one."""
+        try:
+            record = read_json(path / STAGED_NAME)
+            config = read_json(path / "config.json")
+        except (FileNotFoundError, ValueError):
+            return None
+        if any(size_of(path / file) is None for file in record["files"]):
+            return None
+        return cls(name=name, path=path, config=config, **record)
 
     @classmethod
     def of_folder(cls, name: str, path: Path) -> ResolvedModel:
@@ -62,7 +100,7 @@ class ResolvedModel:
                 remedy="save it with `model.save_pretrained(folder)`",
             )
         files = {p.name: file_sha256(p) for pattern in _WANTED for p in sorted(path.glob(pattern))}
-        for commit in ("committed.json", "pulled.json"):
+        for commit in ("committed.json", "pulled.json", STAGED_NAME):
             files.pop(commit, None)
         return cls(
             name=name,
@@ -70,6 +108,7 @@ class ResolvedModel:
             digest=digest_of(files),
             parameters=sum(_count_parameters(path) for path in weights),
             config=config,
+            files=files,
         )
 
 

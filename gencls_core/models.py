@@ -100,7 +100,7 @@ def load_tokenizer(resolved: ResolvedModel) -> Any:
         ModelError: when the folder has none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(resolved.local(), use_fast=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError.of(
             "the model has no tokenizer that can be loaded",
@@ -166,7 +166,7 @@ def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) 
     try:
         with _quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
-                resolved.path, config=config, dtype=dtype, use_safetensors=True
+                resolved.local(), config=config, dtype=dtype, use_safetensors=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError.of(
@@ -246,7 +246,7 @@ def load_adapters(lm: CausalLM, folders: dict[str, Path]) -> CausalLM:
 
 def _load_config(resolved: ResolvedModel) -> Any:
     try:
-        config = AutoConfig.from_pretrained(resolved.path)
+        config = AutoConfig.from_pretrained(resolved.local())
     except (OSError, ValueError, KeyError) as error:
         raise ModelError.of(
             "the model's configuration cannot be read",

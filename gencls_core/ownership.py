@@ -26,7 +26,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,15 @@ from gencls_core.errors import StoreError
 from gencls_core.remote_path import Location, RemotePath
 from gencls_core.storage import children, remove_tree
 
-__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "Fence", "Lease", "OwnershipError", "own"]
+__all__ = [
+    "HEARTBEAT_SECONDS",
+    "LEASE_SECONDS",
+    "Fence",
+    "Lease",
+    "OwnershipError",
+    "await_silent_owner",
+    "own",
+]
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
@@ -104,24 +112,49 @@ class Lease:
         Fence(self._owners, self._token, "owner").check()
 
 
+def await_silent_owner(run: Location) -> Iterator[str]:
+    """Wait for an owner that seems dead until it counts as dead, or shows that it lives.
+
+    An owner that beats is not waited for: `own` refuses it at once. Yields what is waited for.
+    """
+    owners = run / ".owners"
+    if not owners.exists():
+        return
+    told = False
+    for _ in range(int(LEASE_SECONDS / HEARTBEAT_SECONDS) + 2):
+        claim = owners / f"{_new_token()}.claim"
+        _put(claim, json.dumps({**_who(), "what": "asking"}))
+        try:
+            others = [other for other in _others(owners, claim) if other.name.endswith(".owner")]
+        finally:
+            claim.unlink(missing_ok=True)
+        holder = next((other for other in others if not other.dead), None)
+        if holder is None or holder.silent < 2 * HEARTBEAT_SECONDS:
+            return
+        if not told:
+            yield (
+                f"the run's owner ({holder.says()}) has been silent for {holder.silent:.0f} s; "
+                f"it counts as dead after {LEASE_SECONDS:.0f} s: waiting"
+            )
+            told = True
+        time.sleep(HEARTBEAT_SECONDS)
+
+
 @contextlib.contextmanager
-def own(
-    run: Location, what: str, on_wait: Callable[[str], None] = lambda message: None
-) -> Iterator[Lease]:
+def own(run: Location, what: str) -> Iterator[Lease]:
     """Own a run for the duration of a block.
 
     Args:
         run: the run directory; made where it does not exist.
         what: what the owner does, for the message that another one reads.
-        on_wait: is told why this waits, for an owner that seems dead but may still wake.
 
     Raises:
         OwnershipError: when a living process owns the run; says which and since when.
     """
     owners = run / ".owners"
-    token = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    token = _new_token()
     words = json.dumps({**_who(), "what": what})
-    _claim(owners, token, words, on_wait)
+    _claim(owners, token, words)
     stop = threading.Event()
     thread = threading.Thread(
         target=_beat, args=(owners, token, words, stop), daemon=True, name="gencls-lease"
@@ -140,14 +173,16 @@ def own(
                 owners.rmdir()
 
 
-def _claim(owners: Location, token: str, words: str, on_wait: Callable[[str], None]) -> None:
+def _new_token() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+
+
+def _claim(owners: Location, token: str, words: str) -> None:
     claim = owners / f"{token}.claim"
-    waited = False
     for attempt in range(ATTEMPTS_TO_CLAIM):
         _put(claim, words)
         try:
             others = _others(owners, claim)
-            rivals = [other for other in others if other.name.endswith(".claim")]
             living = [other for other in others if not other.dead]
             if not living:
                 for other in others:
@@ -156,21 +191,12 @@ def _claim(owners: Location, token: str, words: str, on_wait: Callable[[str], No
                 _put(owners / f"{token}.owner", words)
                 return
             holder = next((o for o in living if o.name.endswith(".owner")), living[0])
-            quiet = holder.silent >= 2 * HEARTBEAT_SECONDS and not rivals
         finally:
             claim.unlink(missing_ok=True)
-        if holder.name.endswith(".owner") and not quiet:
+        if holder.name.endswith(".owner"):
             raise _owned(owners.parent, holder)
-        if quiet:
-            if not waited:
-                on_wait(
-                    f"the run's owner ({holder.says()}) has been silent for {holder.silent:.0f} s; "
-                    f"waiting until it counts as dead ({LEASE_SECONDS:.0f} s)"
-                )
-            waited = True
-            time.sleep(max(1.0, LEASE_SECONDS - holder.silent + 1))
-        else:
-            time.sleep(random.uniform(0.05, 0.2) * (attempt + 1))
+        # Another claim: both withdraw, and try again after a while that is not the same for both.
+        time.sleep(random.uniform(0.05, 0.2) * (attempt + 1))
     raise _owned(owners.parent, holder)
 
 

@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 
 from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
 from gencls_core.errors import UsageError
-from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, read_likelihoods
+from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, blocks_of, read_likelihoods
 from gencls_core.scores import Quantity
 
 __all__ = [
@@ -90,14 +90,17 @@ def log_posterior(
         calibration: scale and biases, or None for the plain rule.
         quantity: what `scores` are.
     """
-    logits_NC = np.asarray(scores, dtype=np.float64)
-    if calibration is not None:
-        biases_C = np.array([calibration.biases[name] for name in prior])
-        logits_NC = calibration.scale * logits_NC + biases_C
-    if quantity != "log_posterior":
-        logits_NC = logits_NC + np.log(list(prior.values()))
-    normalised: FloatArray = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
-    return normalised
+    scores_NC = np.asarray(scores, dtype=np.float64)
+    normalised_NC = np.empty_like(scores_NC)
+    for block in blocks_of(len(scores_NC)):
+        logits_NC = scores_NC[block]
+        if calibration is not None:
+            biases_C = np.array([calibration.biases[name] for name in prior])
+            logits_NC = calibration.scale * logits_NC + biases_C
+        if quantity != "log_posterior":
+            logits_NC = logits_NC + np.log(list(prior.values()))
+        normalised_NC[block] = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
+    return normalised_NC
 
 
 def posterior_of(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Precision", "resolve_precision", "scoring_dtype"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def resolve_precision(asked: str, device: str) -> tuple[Precision, str | None]:
+def resolve_precision(
+    asked: str, device: str, *, bf16: bool | None = None
+) -> tuple[Precision, str | None]:
     """Give the precision to use on `device` (`cpu` or `cuda`), and a note where it is another.
 
     `auto` is fp32 on a CPU (bf16 moves a text's log-likelihood by some nats), and on a GPU bf16
@@ -20,6 +23,10 @@ def resolve_precision(asked: str, device: str) -> tuple[Precision, str | None]:
     if asked == "auto":
         if device == "cpu":
             return "fp32", None
+        if bf16 is not None:
+            return ("bf16" if bf16 else "fp16"), None
+        import torch
+
         capable = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
         return ("bf16" if capable or not torch.cuda.is_available() else "fp16"), None
     if asked == "fp16" and device == "cpu":
@@ -31,4 +38,6 @@ def resolve_precision(asked: str, device: str) -> tuple[Precision, str | None]:
 
 def scoring_dtype(precision: Precision) -> torch.dtype:
     """Give the dtype in which weights are held while scoring; the softmax is float32 always."""
+    import torch
+
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 
 from gencls_core.errors import StoreError, UsageError
 
-__all__ = ["Location", "RemotePath", "RemoteStat", "as_location"]
+__all__ = ["Location", "RemotePath", "RemoteStat", "as_location", "uri_of"]
 
 S3_ATTEMPTS = 5
 """Tries of one request; the client waits longer after each (AWS standard retry)."""
@@ -277,6 +277,11 @@ def as_location(value: str | Path | RemotePath) -> Location:
     if "://" in text:
         return RemotePath.parse(text)
     return Path(value)
+
+
+def uri_of(location: Location) -> str:
+    """Give the text that `as_location` reads again."""
+    return location.uri if isinstance(location, RemotePath) else str(location)
 
 
 def _stat_of(info: pafs.FileInfo) -> RemoteStat:

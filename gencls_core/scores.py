@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -313,19 +313,18 @@ class ScoreStore:
         for name in sorted(names, key=lambda name: not name.rpartition("/")[2].startswith("_")):
             (self.path / name).unlink(missing_ok=True)
 
-    def retire(self, system: str, wanted: Mapping[ShardKey, str]) -> int:
-        """Remove all files of `system` but the shards that have their wanted digest; give how many.
+    def retire(self, system: str, wanted: Collection[ShardKey]) -> int:
+        """Remove all files of `system` but those of the wanted shards; give how many.
 
-        Left-overs of other settings would be seen by plain globs, and mixed with what a killed
-        run had come to. The record goes first.
+        Left-overs of other settings, and of killed writers, would be seen by plain globs, and
+        mixed with what a killed run had come to. Records go first.
         """
         keep = set()
-        for record in self.records(system):
-            if wanted.get(record.key) == record.digest:
-                keep |= {
-                    _name_below(self.record_path(record.key), self.path),
-                    _name_below(self.shard_path(record.key), self.path),
-                }
+        for key in wanted:
+            keep |= {
+                _name_below(self.record_path(key), self.path),
+                _name_below(self.shard_path(key), self.path),
+            }
         return self._keep_only(keep, f"system={class_directory_name(system)}/")
 
     def drop(self, system: str, class_name: str) -> int:

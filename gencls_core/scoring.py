@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +109,7 @@ class ClassModelSet:
     def __init__(
         self,
         models: Sequence[ClassModel],
-        base: Path,
+        base: ResolvedModel,
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
@@ -119,7 +118,7 @@ class ClassModelSet:
 
         Args:
             models: committed class models.
-            base: folder of the base model; read only for LoRA adapters.
+            base: the base model; read only for LoRA adapters.
             dtype: of the weights; the softmax is float32 whatever it is.
             device: torch device.
 
@@ -137,11 +136,11 @@ class ClassModelSet:
         self.class_names = tuple(model.class_name for model in models)
         self._adapters: dict[str, str] = {}
         self._models: dict[str, CausalLM] = {}
-        adapters = {m.class_name: m.path for m in models if m.kind == "lora"}
+        adapters = {m.class_name: m.local() for m in models if m.kind == "lora"}
         if adapters:
             # Adapter names become module names, where a dot is not allowed.
             self._adapters = {name: f"class_{i}" for i, name in enumerate(adapters)}
-            whole = load_causal_lm(ResolvedModel.of_folder(str(base), base), dtype)
+            whole = load_causal_lm(base, dtype)
             shared = load_adapters(
                 whole, {self._adapters[name]: path for name, path in adapters.items()}
             )
@@ -149,7 +148,9 @@ class ClassModelSet:
             self._models.update(dict.fromkeys(adapters, shared))
         for model in models:
             if model.kind != "lora":
-                resolved = ResolvedModel(model.class_name, model.path, model.digest, 0, {})
+                resolved = ResolvedModel(
+                    model.class_name, model.path, model.digest, 0, {}, model.files
+                )
                 self._models[model.class_name] = load_causal_lm(resolved, dtype)
                 self._models[model.class_name].model.to(device)
         self.any = self._models[self.class_names[0]]

@@ -7,12 +7,14 @@ from a seed, and every class starts from them.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gencls_core.errors import ModelError
-from gencls_core.storage import publish_directory
+from gencls_core.model_source import ResolvedModel
+from gencls_core.remote_path import Location
 
 __all__ = ["PRESETS", "SCRATCH_FORMAT", "ScratchPreset", "build_scratch_model", "scratch_preset"]
 
@@ -55,7 +57,7 @@ def scratch_preset(name: str) -> ScratchPreset:
         ) from None
 
 
-def build_scratch_model(name: str, texts: Iterable[str], seed: int, destination: Path) -> None:
+def build_scratch_model(name: str, texts: Iterable[str], seed: int, destination: Location) -> None:
     """Train the tokenizer on `texts`, draw the weights, and publish both as a model folder.
 
     Args:
@@ -98,6 +100,7 @@ def build_scratch_model(name: str, texts: Iterable[str], seed: int, destination:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
-    with publish_directory(destination, "config.json") as folder:
+    with tempfile.TemporaryDirectory(prefix="gencls-") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        ResolvedModel.of_folder(name, Path(folder)).stage(destination)

@@ -39,6 +39,7 @@ __all__ = [
     "publish_file",
     "read_json",
     "remove_tree",
+    "resolve_below",
     "size_of",
     "storage_error",
     "write_errors",
@@ -236,6 +237,13 @@ def children(path: Location) -> list[Location]:
     if isinstance(path, Path) and not path.is_dir():
         return []
     return sorted(path.iterdir(), key=lambda child: child.name)
+
+
+def resolve_below(path: Location, relative: str) -> Location:
+    """Follow a relative path with `..` in it; a key of an object store has no `..`."""
+    for part in relative.split("/"):
+        path = path.parent if part == ".." else path / part
+    return path
 
 
 def size_of(path: Location) -> int | None:

@@ -10,15 +10,14 @@ The loss is the negative log-likelihood in nats per scored token.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from gencls_core.checkpoints import Checkpoints
 from gencls_core.class_models import (
     COMMIT_NAME,
     ClassModel,
@@ -29,7 +28,7 @@ from gencls_core.errors import TrainingError
 from gencls_core.events import TrainingProgress
 from gencls_core.measure import peak_memory_bytes, reset_peak_memory
 from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
-from gencls_core.storage import publish_directory, write_json
+from gencls_core.storage import publish_directory, write_errors, write_json
 from gencls_core.tokenization import SequencePolicy, TokenizedText
 from gencls_core.training_loop import ClassTrainer, count_steps, trainer_arguments
 from gencls_core.training_task import TrainingTask
@@ -45,6 +44,8 @@ def train_class(
     An interrupted training of the same digest goes on from its last whole checkpoint.
 
     Raises:
+        OwnershipError: when the run or the class was given to somebody else meanwhile.
+        ResourceError: when the GPU's memory does not suffice.
         ModelError: when the base model cannot be loaded.
         TrainingError: when the loss is no longer a finite number, or there is nothing to train on.
     """
@@ -68,6 +69,24 @@ def train_class(
     if not texts:
         raise TrainingError.of("no tokens to train on", place=f"class {task.class_name!r}")
 
+    with Checkpoints(task.destination, task.digest) as checkpoints, write_errors(task.destination):
+        return _train(task, lm, policy, texts, held_out, checkpoints, on_progress, started)
+
+
+def _train(
+    task: TrainingTask,
+    lm: CausalLM,
+    policy: SequencePolicy,
+    texts: list[TokenizedText],
+    held_out: list[TokenizedText],
+    checkpoints: Checkpoints,
+    on_progress: Callable[[TrainingProgress], None] | None,
+    started: float,
+) -> ClassModel:
+    def before_save() -> None:
+        if task.fence is not None:
+            task.fence.check()
+
     trainer = ClassTrainer(
         lm=lm,
         class_name=task.class_name,
@@ -78,16 +97,19 @@ def train_class(
         tokens_per_pass=task.tokens_per_pass,
         precision=task.precision,
         on_progress=on_progress,
+        checkpoint_seconds=task.checkpoint_seconds,
+        before_save=before_save,
+        after_save=checkpoints.keep,
         args=trainer_arguments(
             task.training,
-            output_dir=task.checkpoints,
+            output_dir=checkpoints.folder,
             precision=task.precision,
             use_cpu=task.device == "cpu",
             evaluate=bool(held_out),
             total_steps=count_steps([len(text) for text in texts], task.training),
         ),
     )
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(task.checkpoints))
+    trainer.train(resume_from_checkpoint=checkpoints.last_whole())
     nll = trainer.best_validation_nll
     record = TrainingRecord(
         texts=len(task.texts),
@@ -107,7 +129,9 @@ def train_class(
         threads=task.threads,
         history=tuple(trainer.history),
     )
-    return _commit(task, trainer.model, lm, record)
+    model = _commit(task, trainer.model, lm, record)
+    checkpoints.remove()
+    return model
 
 
 def _tokenize(lm: CausalLM, texts: list[str], policy: SequencePolicy) -> list[TokenizedText]:
@@ -134,22 +158,9 @@ def _commit(task: TrainingTask, model: Any, lm: CausalLM, record: TrainingRecord
             training=record,
         )
         write_json(folder / COMMIT_NAME, committed.to_json())
-    shutil.rmtree(task.checkpoints, ignore_errors=True)
+        if task.fence is not None:
+            task.fence.check()
     return ClassModel.open(task.destination)
-
-
-def _last_whole_checkpoint(folder: Path) -> str | None:
-    """Give the newest checkpoint that was written to its end; remove those that were not.
-
-    Trainer writes `trainer_state.json` last.
-    """
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / "trainer_state.json").exists():
-            whole.append(path)
-        else:
-            shutil.rmtree(path)
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
 def _seed(seed: int) -> None:

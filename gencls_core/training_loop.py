@@ -165,6 +165,9 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
         tokens_per_pass: int,
         precision: Precision,
         on_progress: Callable[[TrainingProgress], None] | None,
+        checkpoint_seconds: float,
+        before_save: Callable[[], None],
+        after_save: Callable[[], None],
         args: TrainingArguments,
     ) -> None:
         self._lm = lm
@@ -176,7 +179,8 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
         self._precision = precision
         self._batches = _Batches([len(text) for text in texts], config)
         self._meter = _Meter(self, on_progress)
-        callbacks: list[TrainerCallback] = [self._meter]
+        self._before_save = before_save
+        callbacks: list[TrainerCallback] = [self._meter, _Saver(checkpoint_seconds, after_save)]
         if held_out and config.patience:
             callbacks.append(EarlyStoppingCallback(config.patience))
         super().__init__(
@@ -269,8 +273,14 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
             loss = self._negative_log_likelihood(texts, windows) / tokens
             self.accelerator.backward(loss)
             total += loss.detach()
+        if not math.isfinite(total.item()):
+            raise not_finite(self._class_name, self.state.global_step + 1, "loss", total.item())
         self._meter.count(sum(map(len, texts)))
         return total
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        self._before_save()
+        super()._save_checkpoint(*arguments, **options)
 
     def _negative_log_likelihood(self, texts: list[TokenizedText], windows: list[Any]) -> Tensor:
         """Sum −log P over the scored positions of one padded pass, in nats."""
@@ -313,6 +323,34 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
 
+def not_finite(class_name: str, step: int, key: str, value: float) -> TrainingError:
+    """Say that training stopped because its loss is NaN or infinite."""
+    return TrainingError.of(
+        "training stopped: the loss is not a finite number",
+        place=f"class {class_name!r}, step {step}",
+        found=f"{key} {value}",
+        remedy="a lower --learning-rate, or --precision fp32",
+    )
+
+
+class _Saver(TrainerCallback):  # type: ignore[misc]
+    """Saves a checkpoint now and then within a long epoch, and passes each one on."""
+
+    def __init__(self, seconds: float, after_save: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._after_save = after_save
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> Any:
+        if time.monotonic() - self._saved_at >= self._seconds:
+            control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        self._saved_at = time.monotonic()
+        self._after_save()
+
+
 class _Meter(TrainerCallback):  # type: ignore[misc]
     """Measures speed, reports progress about once a second, and stops at a NaN loss."""
 
@@ -349,12 +387,7 @@ class _Meter(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         for key in ("loss", "eval_nll"):
             if key in logs and not math.isfinite(logs[key]):
-                raise TrainingError.of(
-                    "training stopped: the loss is not a finite number",
-                    place=f"class {self._trainer._class_name!r}, step {state.global_step}",
-                    found=f"{key} {logs[key]}",
-                    remedy="a lower --learning-rate, or --precision fp32",
-                )
+                raise not_finite(self._trainer._class_name, state.global_step, key, logs[key])
         self._loss = logs.get("loss", self._loss)
         self._validation_nll = logs.get("eval_nll", self._validation_nll)
         if "eval_nll" in logs:

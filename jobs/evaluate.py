@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from jobs.options import SectionedCommand, given_values, section_options
+from gencls_core.remote_path import Location, as_location
+from jobs.options import LocationType, SectionedCommand, given_values, section_options
 from jobs.run import QUICK_TEST, resolve_fp16
 
 __all__ = ["classify_command", "evaluate_command"]
@@ -15,7 +16,7 @@ __all__ = ["classify_command", "evaluate_command"]
 MODEL_DIR = click.option(
     "--model-dir",
     required=True,
-    type=click.Path(path_type=Path),
+    type=LocationType(),
     help="A run directory: the --output-dir of `gencls train` or `gencls run`.",
 )
 NOT_FOR_TEST_TEXTS = ("max_samples", "validation_fraction", "drop_leaks", "classes")
@@ -33,7 +34,7 @@ NOT_FOR_TEST_TEXTS = ("max_samples", "validation_fraction", "drop_leaks", "class
 @click.option("--batch-size", type=click.IntRange(1), help="Texts scored at once, at the most.")
 @click.option("--fp16", is_flag=True, help="Short for --precision fp16.")
 @click.option("--quick-test", is_flag=True, help="100 test texts.")
-def evaluate_command(model_dir: Path, output: Path | None, **flags: Any) -> None:
+def evaluate_command(model_dir: Location, output: Path | None, **flags: Any) -> None:
     """Score labelled texts under trained class models, and report.
 
     Without --data-dir or --data, the test split that the models' run was given.
@@ -95,7 +96,7 @@ TOKENS_PER_TEXT = 512
     ),
 )
 @section_options("scoring", "posterior", "compute")
-def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -> None:
+def classify_command(model_dir: Location, texts: Path, output: Path, **flags: Any) -> None:
     """Label new texts with trained class models.
 
     TEXTS is a CSV, JSONL or Parquet file, or a .txt file with one text a line; no labels needed.
@@ -124,13 +125,13 @@ def classify_command(model_dir: Path, texts: Path, output: Path, **flags: Any) -
 
     events = draw(classify_texts(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
-    run = RunDirectory(Path(finished.message))
+    run = RunDirectory(as_location(finished.message))
     inference = infer(run, prior=flags["prior"], models_of=RunDirectory(model_dir))
     write_predictions(inference, output)
     click.echo(f"{len(inference.matrix.scores):,} predictions: {output}")
 
 
-def _data_config(model_dir: Path, values: dict[str, Any] | None) -> Any:
+def _data_config(model_dir: Location, values: dict[str, Any] | None) -> Any:
     """Give the texts that the flags name; None where they name none."""
     from gencls_core.config import DataConfig, parse_section
     from gencls_core.run import RunDirectory
@@ -143,7 +144,7 @@ def _data_config(model_dir: Path, values: dict[str, Any] | None) -> Any:
     return parse_section(DataConfig, values)
 
 
-def _check_model(model_dir: Path, named: str | None) -> None:
+def _check_model(model_dir: Location, named: str | None) -> None:
     from gencls_core.errors import UsageError
     from gencls_core.run import RunDirectory
 

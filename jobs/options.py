@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from gencls_core.config import SECTIONS, RunConfig, load_run_config, parse_run_config
+from gencls_core.config import SECTIONS, Place, RunConfig, load_run_config, parse_run_config
+from gencls_core.remote_path import as_location
 
-__all__ = ["SectionedCommand", "build_config", "given_values", "section_options"]
+__all__ = ["LocationType", "SectionedCommand", "build_config", "given_values", "section_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -76,6 +77,8 @@ def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]
 
 def _click_type(annotation: Any) -> tuple[Any, bool]:
     """Give the click type of a field's annotation, and whether it is a switch."""
+    if annotation is Place:
+        return LocationType(), False
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         inner = [part for part in get_args(annotation) if part is not type(None)]
@@ -91,6 +94,15 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     if annotation is Path:
         return click.Path(path_type=Path), False
     return {int: int, float: float, str: str}[annotation], False
+
+
+class LocationType(click.ParamType):  # type: ignore[type-arg]
+    """A folder, or a place in an object store; `click.Path` would make one slash of two."""
+
+    name = "path or uri"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return as_location(value)
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]

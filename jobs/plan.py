@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.options import SectionedCommand, build_config, section_options
 from jobs.run import baseline_option, resolve_shorthands, run_options
+
+if TYPE_CHECKING:
+    from cluster.resources import Budget, Plan
 
 __all__ = ["plan_command"]
 
@@ -21,7 +25,8 @@ __all__ = ["plan_command"]
 def plan_command(run_file: Path | None, **flags: Any) -> None:
     """Show what `gencls run` would do with the same options; trains and scores nothing.
 
-    Reads the data and the base model's sizes; leaves nothing behind.
+    Reads the data and the base model's sizes; leaves nothing behind. With --address, plans for the
+    nodes of that cluster.
 
     \b
       gencls plan --data-dir data/imdb-classifier --model gpt2 --num-gpus 1 --gpu-memory-gb 16
@@ -31,22 +36,19 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from rich.table import Table
 
     from cluster.pipeline import prepare
-    from cluster.preparation import SYSTEM
-    from cluster.resources import GB
+    from cluster.work import SYSTEM
     from gencls_core.digests import shard_ranges
 
     with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder:
         preparation = prepare(config, Path(folder))
-    plan, budget = preparation.plan, preparation.budget
+    plan = preparation.plan
     classes = preparation.dataset.classes
     todo = {task.class_name for task in preparation.training_tasks()}
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    where = f"{budget.memory_bytes / GB:.1f} GB free main memory, {budget.cpus} CPUs"
-    if budget.gpus:
-        where += f", {budget.gpus} GPU of {budget.gpu_memory_bytes / GB:.1f} GB"
-    table.add_row("machine", where)
+    for what in _machines(preparation.budget):
+        table.add_row("nodes", what)
     table.add_row(
         "data",
         f"{preparation.dataset.name}: {len(classes)} classes; "
@@ -57,18 +59,8 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         f"{preparation.base.name}, {preparation.size.parameters / 1e6:.1f} M parameters, "
         f"{preparation.precision} on {plan.device}",
     )
-    table.add_row(
-        "training",
-        f"{plan.concurrent_trainings} at once, {plan.bytes_per_training / GB:.1f} GB, "
-        f"{plan.cpus_per_training} CPUs and {plan.gpus_per_training:g} GPU each; "
-        f"{plan.tokens_per_pass:,} tokens a pass",
-    )
-    table.add_row(
-        "scoring",
-        f"{plan.actors} actor{'s' * (plan.actors > 1)} holding {len(classes)} class models, "
-        f"{plan.bytes_per_actor / GB:.1f} GB, {plan.cpus_per_actor} CPUs and "
-        f"{plan.gpus_per_actor:g} GPU each",
-    )
+    table.add_row("training", _training(plan))
+    table.add_row("scoring", _scoring(plan, classes))
     for name in classes:
         state = "to be trained" if name in todo else "committed"
         table.add_row(f"class {name}", state)
@@ -83,3 +75,66 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     Console(highlight=False).print(table)
     for note in preparation.notes:
         click.echo(f"! {note}")
+
+
+def _machines(budget: Budget) -> list[str]:
+    """Give one line for each kind of node."""
+    from cluster.resources import GB
+
+    kinds: dict[str, list[str]] = {}
+    for node in budget.nodes:
+        has = f"{_count(node.cpus, 'CPU')}, {node.memory_bytes / GB:.1f} GB for workers"
+        if node.gpus:
+            has += f", {_count(node.gpus, 'GPU')}"
+            has += f" of {node.gpu_memory_bytes / GB:.1f} GB" if node.gpu_memory_bytes else ""
+        kinds.setdefault(has, []).append(node.name)
+    return [
+        f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}: "
+        f"{f'{len(names)} × ' if len(names) > 1 else ''}{has}"
+        for has, names in kinds.items()
+    ]
+
+
+def _training(plan: Plan) -> str:
+    if not plan.concurrent_trainings:
+        return "nothing to train"
+    return (
+        f"{plan.concurrent_trainings} at once, each "
+        + _share(
+            plan.bytes_per_training,
+            plan.cpus_per_training,
+            plan.gpus_per_training,
+            plan.memory_per_training,
+            plan.gpu_memory_fraction_per_training,
+        )
+        + f"; {plan.tokens_per_pass:,} tokens a pass"
+    )
+
+
+def _scoring(plan: Plan, classes: Sequence[str]) -> str:
+    groups = plan.groups(classes)
+    holding = f"all {len(classes)} class models"
+    if len(groups) > 1:
+        holding = f"{plan.classes_per_actor} class models ({len(groups)} groups)"
+    each = "each with " if plan.actors > 1 else "with "
+    return f"{_count(plan.actors, 'actor')}, {each}{holding}: " + _share(
+        plan.bytes_per_actor,
+        plan.cpus_per_actor,
+        plan.gpus_per_actor,
+        plan.memory_per_actor,
+        plan.gpu_memory_fraction_per_actor,
+    )
+
+
+def _share(needed: int, cpus: int, gpus: float, memory: int, fraction: float | None) -> str:
+    """Say what one process takes, and what it reserves."""
+    from cluster.resources import GB
+
+    where = "reserved of main memory" if memory else "of GPU memory"
+    limit = f", torch held to {fraction:.0%} of it" if fraction is not None else ""
+    gpu = f", {gpus:g} GPU{limit}" if gpus else ""
+    return f"{_count(cpus, 'CPU')}{gpu}, {needed / GB:.1f} GB {where}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

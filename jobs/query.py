@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
+from gencls_core.remote_path import Location
+from jobs.options import LocationType
+
 __all__ = ["query_command"]
 
 
 @click.command(name="query")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocationType())
 @click.argument("sql")
 @click.option(
     "--format",
@@ -22,7 +25,7 @@ __all__ = ["query_command"]
 @click.option("--output", type=click.Path(path_type=Path), help="Write here, not to the terminal.")
 @click.option("--max-rows", type=click.IntRange(1), default=50, show_default=True)
 def query_command(
-    run: Path, sql: str, output_format: Any, output: Path | None, max_rows: int
+    run: Location, sql: str, output_format: Any, output: Path | None, max_rows: int
 ) -> None:
     """Ask a run's scores and predictions questions in SQL (DuckDB, read-only).
 

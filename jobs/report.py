@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from gencls_core.remote_path import Location
+from jobs.options import LocationType
 
 __all__ = ["report_command"]
 
 
 @click.command(name="report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocationType())
 @click.option("--prior", help="`train`, `uniform` or `World=0.4,Sports=0.6`; default: the run's.")
-def report_command(run: Path, prior: str | None) -> None:
+def report_command(run: Location, prior: str | None) -> None:
     """Rebuild a run's report from its Parquet scores alone; no text is scored again.
 
     \b

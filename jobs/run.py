@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jobs.options import SectionedCommand, build_config, section_options
+from jobs.options import LocationType, SectionedCommand, build_config, section_options
 
 __all__ = [
     "baseline_option",
@@ -35,7 +35,7 @@ def run_options(command: Any) -> Any:
                 "run_file", required=False, type=click.Path(path_type=Path, dir_okay=False)
             ),
             click.option(
-                "--output-dir", type=click.Path(path_type=Path), help="The run directory."
+                "--output-dir", type=LocationType(), help="The run directory: a folder, or s3://…"
             ),
             section_options("data", "model", "training", "sequence"),
             click.option("--fp16", is_flag=True, help="Short for --precision fp16."),

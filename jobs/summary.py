@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from gencls_core.remote_path import Location
+
 __all__ = ["print_summary"]
 
 
-def print_summary(report_path: Path, console: Console | None = None) -> None:
+def print_summary(report_path: Location, console: Console | None = None) -> None:
     """Print the accuracy table of `report.json`, and where the report is."""
     from gencls_core.storage import read_json
 

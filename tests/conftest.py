@@ -1,11 +1,71 @@
-"""Shared settings of the tests: no network, and nothing of the user's is touched."""
+"""Shared settings of the tests: no network, nothing of the user's is touched, one Ray for many."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Threads that wait for each other over tensors of some hundred numbers cost more than they bring,
+# and far more on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["GENCLS_HOME"] = tempfile.mkdtemp(prefix="gencls-home-")
+
+
+class SharedRay:
+    """A private Ray of 2 CPUs for all tests that only need some Ray; a run uses the one it finds.
+
+    It starts with the first file that asks for it (fixture `shared_ray`) and ends before the first
+    Ray test that does not, since that one brings its own.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.runs = False
+
+    def start(self) -> None:
+        """Start unless it runs."""
+        from cluster.connection import ray_session
+        from cluster.resources import GB, Budget
+
+        if not self.runs:
+            budget = Budget.of(cpus=2, memory_bytes=8 * GB)
+            self._stack.enter_context(ray_session(budget))
+            self.runs = True
+
+    def stop(self) -> None:
+        """End it; it must be gone."""
+        if self.runs:
+            import ray
+
+            self._stack.close()
+            self.runs = False
+            assert not ray.is_initialized()
+
+
+RAY = SharedRay()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> SharedRay:
+    """Let runs of any fixture or test use the Ray that other files use too; see SharedRay."""
+    return RAY
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before fixtures of any scope: a test that shares Ray has it, one that brings its own none."""
+    if "shared_ray" in getattr(item, "fixturenames", ()):
+        RAY.start()
+    elif item.get_closest_marker("ray"):
+        RAY.stop()
+
+
+def pytest_sessionfinish() -> None:
+    """End what the last files shared."""
+    RAY.stop()

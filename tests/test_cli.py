@@ -1,4 +1,4 @@
-"""The command line: help, usage errors and exit codes; whole commands as real processes."""
+"""The command line: help, usage errors and exit codes; whole commands, some as real processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,22 +21,46 @@ from run_fixtures import CLASSES, make_data, sentences, write_jsonl
 
 from gencls_core.config import SECTIONS, parse_run_config
 from gencls_core.errors import UsageError
-from jobs.main import COMMANDS, cli
+from jobs.main import COMMANDS, cli, main
 from jobs.options import build_config
 
 ROOT = Path(__file__).parent.parent
 
 
-def gencls(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def gencls_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command as a user does, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=options.pop("cwd", ROOT),
-        **options,
+        cwd=ROOT,
     )
+
+
+@pytest.fixture
+def gencls(monkeypatch, capsys) -> Command:
+    """Give a command's whole way, from `sys.argv` to the exit code, in this process.
+
+    A process of its own takes seconds for imports; where it is the point, see `gencls_process`.
+    """
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = ["gencls", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as finished:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+        return subprocess.CompletedProcess(command, finished.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -117,7 +142,7 @@ def test_bad_run_files_name_the_field(tmp_path, text, message):
          "scratch:tiny"),
     ],
 )  # fmt: skip
-def test_exit_codes_and_messages(arguments, code, message, tmp_path):
+def test_exit_codes_and_messages(gencls, arguments, code, message, tmp_path):
     result = gencls(*[a.replace("{tmp}", str(tmp_path)) for a in arguments])
     assert result.returncode == code, result.stderr
     assert message in result.stderr
@@ -125,7 +150,23 @@ def test_exit_codes_and_messages(arguments, code, message, tmp_path):
     assert not (tmp_path / "r").exists() or not (tmp_path / "r" / "dataset").exists()
 
 
-def test_the_hub_out_of_reach_says_what_works_instead(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["rnu"], 2, "Did you mean 'run'"),
+        (["run", "--epochs", "0"], 2, "training.epochs"),
+        (["run", "--data", "./no-such.csv", "--output-dir", "{tmp}/r"], 1, "no-such.csv"),
+    ],
+)
+def test_exit_codes_of_processes(arguments, code, message, tmp_path):
+    result = gencls_process(*[a.replace("{tmp}", str(tmp_path)) for a in arguments])
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_the_hub_out_of_reach_says_what_works_instead(gencls, tmp_path):
     data = make_data(tmp_path / "data")
     result = gencls("run", "--data-dir", data, "--output-dir", tmp_path / "run")
     assert result.returncode == 1
@@ -135,7 +176,7 @@ def test_the_hub_out_of_reach_says_what_works_instead(tmp_path):
 
 
 @pytest.mark.ray
-def test_the_original_scripts_commands(tmp_path):
+def test_the_original_scripts_commands(gencls, shared_ray, tmp_path):
     """Train, evaluate and classify as separate commands, with the original flags."""
     data = make_data(tmp_path / "data")
     prepared = gencls("prepare", data, "--output", tmp_path / "json", "--layout", "per-class-json")
@@ -146,6 +187,7 @@ def test_the_original_scripts_commands(tmp_path):
         "train", "--data-dir", tmp_path / "json", "--output-dir", results,
         "--model-size", "scratch:tiny", "--epochs", "2", "--batch-size", "8", "--fp16",
         "--gradient-accumulation", "2", "--learning-rate", "1e-3", "--max-samples", "12",
+        "--num-cpus", "2",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "fp16 needs a GPU" in trained.stderr
@@ -163,9 +205,10 @@ def test_the_original_scripts_commands(tmp_path):
     assert shards
     assert pq.read_table(shards[0], partitioning=None)["example_id"][0].as_py() == "test-0"
 
+    # A process of its own: it starts a Ray, and ends it.
     texts = write_jsonl(tmp_path / "new.jsonl", [{"text": t} for t in sentences("01", 6, seed=5)])
     predictions = tmp_path / "predictions.parquet"
-    classified = gencls("classify", "--model-dir", results, texts, "--output", predictions)
+    classified = gencls_process("classify", "--model-dir", results, texts, "--output", predictions)
     assert classified.returncode == 0, classified.stderr
     table = pq.read_table(predictions)
     assert table.num_rows == 6

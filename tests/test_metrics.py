@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from test_posterior import matrix_of
 
 from gencls_core.metrics import evaluate, perplexities, reliability_bins, wilson_interval
@@ -46,6 +47,20 @@ def test_figures_by_hand() -> None:
     assert found.brier == pytest.approx(brier)
     # Four confidences in four bins of width 1/15.
     assert found.ece == pytest.approx((0.2 + 0.6 + 0.3 + 0.5) / 4)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1, 2), (3, 5), (200, 2), (500, 7), (40, 30)])
+def test_confusion_and_f1_against_scikit_learn(count: int, classes: int) -> None:
+    generator = np.random.default_rng(count)
+    names = [f"c{c}" for c in range(classes)]
+    truth = generator.integers(0, classes, count)
+    log_posterior = np.log(generator.dirichlet(np.ones(classes), count))
+    found = evaluate(log_posterior, truth, names)
+    predicted, labels = log_posterior.argmax(axis=1), np.arange(classes)
+    assert np.array_equal(found.confusion, confusion_matrix(truth, predicted, labels=labels))
+    expected = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
+    rows = [(m.precision, m.recall, m.f1, m.support) for m in found.per_class.values()]
+    np.testing.assert_allclose(np.array(rows), np.array(expected).T, rtol=1e-15)
 
 
 def test_bins_include_their_upper_edge() -> None:

@@ -14,13 +14,10 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 from run_fixtures import CLASSES, make_config, make_data, sentences, write_jsonl
 
-from cluster.connection import ray_session
 from cluster.evaluation import classify_texts, evaluate_models
 from cluster.pipeline import run_all, train_models
-from cluster.resources import GB, Budget
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig
 from gencls_core.datasets import Dataset
@@ -41,7 +38,7 @@ from gencls_core.report import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.scores import read_scores
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 
 TEST_ROWS = 14 * 3
 SHARDS = math.ceil(TEST_ROWS / 16)
@@ -49,14 +46,6 @@ SHARDS = math.ceil(TEST_ROWS / 16)
 
 def kinds(events: list[Event]) -> Counter[str]:
     return Counter(type(event).__name__ for event in events)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    """One private Ray for all runs of this file; a run uses the Ray that is there."""
-    with ray_session(Budget(cpus=2, gpus=0, memory_bytes=8 * GB, gpu_memory_bytes=0)):
-        yield
-    assert not ray.is_initialized()
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +61,13 @@ def copy(first, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-def rerun(folder: Path, source: Path, **changes) -> list[Event]:
+ONE_ACTOR = {"actors": 1}
+"""Starting a process is most of a small stage; what is computed does not depend on their number."""
+
+
+def rerun(folder: Path, source: Path, *, compute=ONE_ACTOR, **changes) -> list[Event]:
     """Run again in a copied run directory, on the data and base of the first."""
-    config = make_config(source, **changes)
+    config = make_config(source, compute=compute, **changes)
     return list(run_all(config.model_copy(update={"output_dir": folder / "run"})))
 
 
@@ -151,17 +144,23 @@ def test_a_deleted_shard_is_rescored_and_only_that_one(first, copy):
     assert read_scores(scores).equals(before)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"training": {"learning_rate": 4e-3}}, {"training": {"epochs": 3}}]
-)
-def test_changed_training_trains_anew_and_mixes_nothing(first, copy, changes):
+def test_changed_training_trains_anew_and_mixes_nothing(first, copy):
     before = read_scores(copy / "run" / "scores", "class-lm")
-    events = rerun(copy, first[0], **changes)
+    events = rerun(copy, first[0], training={"learning_rate": 4e-3})
     assert kinds(events)["ClassTrained"] == 3
     assert kinds(events)["ClassReused"] == 0
     after = read_scores(copy / "run" / "scores", "class-lm")
     assert len(after) == len(before)
     assert not set(after["score"].to_pylist()) & set(before["score"].to_pylist())
+
+
+def test_more_epochs_train_anew_and_no_old_score_stays(first, copy):
+    config = make_config(first[0], training={"epochs": 3})
+    events = list(train_models(config.model_copy(update={"output_dir": copy / "run"})))
+    assert kinds(events)["ClassTrained"] == 3
+    assert kinds(events)["ClassReused"] == 0
+    assert len(read_scores(copy / "run" / "scores", "class-lm")) == 0
+    assert len(read_scores(copy / "run" / "validation-scores", "class-lm")) == 0
 
 
 def kill_one(title: str, killed: list[int]) -> threading.Thread:
@@ -187,8 +186,8 @@ def test_a_killed_actor_costs_nothing(first, copy):
     before = read_scores(copy / "run" / "scores")
     shutil.rmtree(copy / "run" / "scores")
     killed: list[int] = []
-    thread = kill_one("ray::_ScoringActor.score", killed)
-    events = rerun(copy, first[0])
+    thread = kill_one("ray::ScoringActor.score", killed)
+    events = rerun(copy, first[0], compute={"actors": 2})
     thread.join()
     assert len(killed) == 1
     notes = [event.message for event in events if isinstance(event, Note)]
@@ -250,7 +249,8 @@ def test_evaluating_with_other_settings_leaves_the_run_alone(first, copy):
     run = RunDirectory(copy / "run")
     before = read_scores(run.path / "scores")
     manifest = run.manifest()["config"]
-    events = list(evaluate_models(run.path, None, {"scoring": {"likelihood": "loss"}}))
+    changes = {"scoring": {"likelihood": "loss"}, "compute": ONE_ACTOR}
+    events = list(evaluate_models(run.path, None, changes))
     report = json.loads((Path(events[-1].message) / "report.json").read_text())
     assert report["likelihood_check"]["rows"] == TEST_ROWS * 3
     assert report["likelihood_check"]["max_abs_difference"] > 0
@@ -291,7 +291,8 @@ def test_evaluate_other_texts_and_classify(first, copy):
     assert rows[0]["label"] == "01"
     rows = [{"text": leaked, "label": "01"}, *rows[1:]]
     write_jsonl(copy / "other" / "test.jsonl", rows)
-    events = list(evaluate_models(run.path, DataConfig(data_dir=copy / "other"), {}))
+    other = DataConfig(data_dir=copy / "other")
+    events = list(evaluate_models(run.path, other, {"compute": ONE_ACTOR}))
     assert kinds(events)["ShardCommitted"] > 0
     notes = [event.message for event in events if isinstance(event, Note)]
     assert any(note.startswith("1 of the texts also stand in the train texts") for note in notes)
@@ -305,7 +306,7 @@ def test_evaluate_other_texts_and_classify(first, copy):
     assert own["num_examples"] == TEST_ROWS
 
     texts = write_jsonl(copy / "new.jsonl", [{"text": t} for t in sentences("01", 6, seed=5)])
-    events = list(classify_texts(run.path, DataConfig(data=str(texts)), {}))
+    events = list(classify_texts(run.path, DataConfig(data=str(texts)), {"compute": ONE_ACTOR}))
     scored = RunDirectory(Path(events[-1].message))
     assert len(read_scores(scored.path / "scores")) == 6 * 3
     assert Dataset.open(scored.dataset_path).splits["test"].rows == 6

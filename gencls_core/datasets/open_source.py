@@ -16,6 +16,7 @@ from gencls_core.datasets.table import Table, find_tables
 from gencls_core.datasets.table_readers import TABLE_SUFFIXES
 from gencls_core.datasets.text_folder import TextFolder, is_text_folder
 from gencls_core.errors import DataError, UsageError
+from gencls_core.remote_path import RemotePath
 
 __all__ = ["open_source"]
 
@@ -36,6 +37,8 @@ def open_source(config: DataConfig, *, labelled: bool = True) -> Source:
     if config.data_dir is not None and config.data is not None:
         raise UsageError.of("give either --data or --data-dir, not both")
     if config.data_dir is not None:
+        if isinstance(config.data_dir, RemotePath):
+            return Prepared(config.data_dir, config, labelled=labelled)
         return _open_path(config.data_dir.expanduser(), config, labelled)
     if config.data is None:
         raise UsageError.of(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 from gencls_core.config import DataConfig
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset, SplitName
-from gencls_core.datasets.reading import file_digest
 from gencls_core.datasets.source import Example, Source
-from gencls_core.storage import digest_of
+from gencls_core.remote_path import Location
+from gencls_core.storage import digest_of, file_sha256
 
 __all__ = ["Prepared"]
 
@@ -24,7 +23,7 @@ class Prepared(Source):
 
     final = True
 
-    def __init__(self, folder: Path, config: DataConfig, *, labelled: bool = True) -> None:
+    def __init__(self, folder: Location, config: DataConfig, *, labelled: bool = True) -> None:
         self._dataset = Dataset.open(folder)
         self._labelled = labelled
         self.name = self._dataset.name
@@ -34,7 +33,7 @@ class Prepared(Source):
         self.prior_counts = self._dataset.prior_counts
         self.warnings = self._dataset.warnings
 
-    def _path(self, split: str) -> Path:
+    def _path(self, split: str) -> Location:
         return self._dataset.split_path(cast(SplitName, split))
 
     def digest(self) -> str:
@@ -43,7 +42,7 @@ class Prepared(Source):
                 "layout": "prepared",
                 "fingerprint": self._dataset.fingerprint,
                 "prior_counts": self.prior_counts,
-                "files": {split: file_digest(self._path(split)) for split in self.splits},
+                "files": {split: file_sha256(self._path(split)) for split in self.splits},
             }
         )
 

@@ -2,6 +2,6 @@
 
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import infer
-from gencls_core.report.predictions import write_predictions
+from gencls_core.report.predictions import predict, write_predictions
 
-__all__ = ["build_report", "infer", "write_predictions"]
+__all__ = ["build_report", "infer", "predict", "write_predictions"]

@@ -71,7 +71,7 @@ def build_report(
         raise DataError.of(
             "no test text has a label, so there is nothing to report",
             place=run.dataset_path,
-            found=f"{len(inference.matrix.labels):,} unlabelled texts",
+            found=f"{len(inference.matrix):,} unlabelled texts",
             remedy="predict their classes instead: predictions need no labels",
         )
     origin = models_of or origin_of(run, manifest)
@@ -122,7 +122,7 @@ def _report(
         system=system,
         quantity=matrix.quantity,
         classes=list(matrix.classes),
-        num_examples=len(matrix.labels),
+        num_examples=len(matrix),
         num_unlabelled=plain.num_unlabelled,
         accuracy=both(lambda m: m.accuracy),
         accuracy_ci95=both(lambda m: m.accuracy_ci95),
@@ -193,8 +193,8 @@ def _likelihood_check(inference: Inference) -> LikelihoodCheck | None:
     if matrix.loss_scores is None:
         return None
     ordered = {name: inference.prior[name] for name in matrix.classes}
-    by_loss, exact = (
-        log_posterior(scores, ordered, quantity=matrix.quantity)
+    by_loss_N, exact_N = (
+        log_posterior(scores, ordered, quantity=matrix.quantity).argmax(axis=1)
         for scores in (matrix.loss_scores, matrix.scores)
     )
     difference_NC = np.abs(matrix.scores - matrix.loss_scores)
@@ -202,7 +202,7 @@ def _likelihood_check(inference: Inference) -> LikelihoodCheck | None:
         rows=int(difference_NC.size),
         max_abs_difference=float(difference_NC.max()),
         mean_abs_difference=float(difference_NC.mean()),
-        argmax_disagreements=int((by_loss.argmax(axis=1) != exact.argmax(axis=1)).sum()),
+        argmax_disagreements=int((by_loss_N != exact_N).sum()),
     )
 
 
@@ -231,9 +231,9 @@ def _baselines(
             notes.append(f"The baseline {name} was not scored on the same texts in the same order.")
     counts = prior_counts(run, origin)
     largest = max(matrix.classes, key=lambda name: counts.get(name, 0))
-    constant = np.full(matrix.scores.shape, -np.inf)
-    constant[:, matrix.classes.index(largest)] = 0.0
-    found["majority"] = _as_baseline(evaluate(constant, matrix.label_codes, matrix.classes))
+    certain_C = np.where([name == largest for name in matrix.classes], 0.0, -np.inf)
+    constant_NC = np.broadcast_to(certain_C, matrix.scores.shape)
+    found["majority"] = _as_baseline(evaluate(constant_NC, matrix.label_codes, matrix.classes))
     return found, notes
 
 
@@ -260,8 +260,8 @@ def _notes_on_classes(metrics: Metrics, inference: Inference) -> list[str]:
         )
     fit = inference.fit
     if fit is not None:
-        held_out = set(fit.texts.labels)
-        absent = [name for name in fit.texts.classes if name not in held_out]
+        held_out = set(np.unique(fit.texts.label_codes).tolist())
+        absent = [name for c, name in enumerate(fit.texts.classes) if c not in held_out]
         if absent:
             notes.append(
                 f"No held-out text is of: {', '.join(absent)}. The calibration has nothing to go "

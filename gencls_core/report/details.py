@@ -8,7 +8,7 @@ import numpy as np
 
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.report.inference import Inference
-from gencls_core.score_matrix import BoolArray, FloatArray
+from gencls_core.score_matrix import BoolArray, FloatArray, blocks_of
 
 __all__ = ["SHOWN_MISTAKES", "Details", "Mistake", "details_of"]
 
@@ -45,21 +45,27 @@ class Details:
 
 def details_of(inference: Inference, dataset: Dataset) -> Details:
     """Collect the ratios and the most confident mistakes of the uncalibrated predictions."""
-    matrix, log_posterior_NC = inference.matrix, inference.log_posterior
+    matrix = inference.matrix
     rows_M = np.flatnonzero(matrix.label_codes >= 0)
     truth_M = matrix.label_codes[rows_M]
-    predicted_M = log_posterior_NC[rows_M].argmax(axis=1)
-    others_MC = matrix.scores[rows_M]
-    own_M = others_MC[np.arange(len(rows_M)), truth_M]
-    others_MC[np.arange(len(rows_M)), truth_M] = -np.inf
-    margin_M = (
-        log_posterior_NC[rows_M, predicted_M] - log_posterior_NC[rows_M, truth_M]
-    )  # 0 where the prediction is right
+    predicted_M = np.empty(len(rows_M), dtype=np.int64)
+    ratios_M, margin_M = np.empty(len(rows_M)), np.empty(len(rows_M))
+    for block in blocks_of(len(rows_M)):
+        rows_B, truth_B = rows_M[block], truth_M[block]
+        each_B = np.arange(len(rows_B))
+        log_p_BC, others_BC = inference.log_posterior[rows_B], matrix.scores[rows_B]
+        predicted_B = log_p_BC.argmax(axis=1)
+        own_B = others_BC[each_B, truth_B]
+        others_BC[each_B, truth_B] = -np.inf
+        predicted_M[block] = predicted_B
+        ratios_M[block] = own_B - others_BC.max(axis=1)
+        # 0 where the prediction is right
+        margin_M[block] = log_p_BC[each_B, predicted_B] - log_p_BC[each_B, truth_B]
     wrong = np.flatnonzero(predicted_M != truth_M)
     # Stable: equal margins keep the order of the test split, and the page its bytes.
     chosen = wrong[np.argsort(-margin_M[wrong], kind="stable")][:SHOWN_MISTAKES]
     return Details(
-        ratios=own_M - others_MC.max(axis=1),
+        ratios=ratios_M,
         correct=predicted_M == truth_M,
         mistakes=tuple(
             _mistake(inference, dataset, int(rows_M[i]), int(predicted_M[i]), float(margin_M[i]))
@@ -79,7 +85,7 @@ def _mistake(
     return Mistake(
         example_id=example_id,
         text=_text_of(dataset, row, example_id),
-        label=matrix.labels[row] or "",
+        label=matrix.label(row) or "",
         predicted=matrix.classes[predicted],
         margin=margin,
         calibrated_probability=probability,

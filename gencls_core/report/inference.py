@@ -6,8 +6,8 @@ or a lost report, costs seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
@@ -15,9 +15,15 @@ from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.posterior import label_prior, posterior_of, resolve_prior
 from gencls_core.run import RunDirectory
-from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, read_likelihoods
+from gencls_core.score_matrix import (
+    FloatArray,
+    LikelihoodMatrix,
+    iter_likelihoods,
+    read_likelihoods,
+)
+from gencls_core.storage import resolve_below
 
-__all__ = ["CalibrationFit", "Inference", "infer"]
+__all__ = ["CalibrationFit", "Inference", "infer", "infer_by_range"]
 
 
 BY_LOSS = (
@@ -79,38 +85,77 @@ def infer(
         StoreError: when scores are missing or contradict each other.
         UsageError: when the prior cannot be obeyed.
     """
+    rule = _rule(run, prior, system, models_of)
+    return rule.applied(read_likelihoods(run.scores, system, rule.classes))
+
+
+def infer_by_range(
+    run: RunDirectory,
+    *,
+    prior: str | None = None,
+    system: str = "class-lm",
+    models_of: RunDirectory | None = None,
+) -> Iterator[Inference]:
+    """Do as `infer`, one range of test texts at a time: memory does not grow with the texts.
+
+    Raises:
+        StoreError: as `infer`, at the range in question.
+        UsageError: when the prior cannot be obeyed.
+    """
+    rule = _rule(run, prior, system, models_of)
+    for matrix in iter_likelihoods(run.scores, system, rule.classes):
+        yield rule.applied(matrix)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How the scores of a run become posteriors."""
+
+    classes: tuple[str, ...]
+    prior_name: str
+    prior: dict[str, float]
+    fit: CalibrationFit | None
+    notes: tuple[str, ...]
+    by_loss: bool
+
+    def applied(self, matrix: LikelihoodMatrix) -> Inference:
+        """Give the posteriors of some of the run's test texts."""
+        decided, notes = matrix, self.notes
+        if self.by_loss and matrix.loss_scores is not None:
+            decided = _decided_by_loss(matrix)
+            notes = (*notes, BY_LOSS)
+        calibrated = None
+        if self.fit is not None:
+            calibrated = posterior_of(decided, self.prior, self.fit.calibration)
+        return Inference(
+            matrix=matrix,
+            prior_name=self.prior_name,
+            prior=self.prior,
+            fit=self.fit,
+            notes=notes,
+            log_posterior=posterior_of(decided, self.prior),
+            calibrated=calibrated,
+        )
+
+
+def _rule(
+    run: RunDirectory, prior: str | None, system: str, models_of: RunDirectory | None
+) -> _Rule:
     manifest = run.manifest()
     classes = tuple(manifest["classes"])
     origin = models_of or origin_of(run, manifest)
     prior_name = prior if prior is not None else manifest["config"]["posterior"]["prior"]
-    counts = prior_counts(run, origin)
-    prior_of_class = resolve_prior(prior_name, classes, counts)
-    matrix = read_likelihoods(run.scores, system, classes)
+    prior_of_class = resolve_prior(prior_name, classes, prior_counts(run, origin))
     by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
     own = run.validation_scores.records(system)
     fit, notes = _fit(run if own else origin, system, classes, by_loss)
-    decided = matrix
-    if by_loss and matrix.loss_scores is not None:
-        decided = _decided_by_loss(matrix)
-        notes = (*notes, BY_LOSS)
-    calibrated = None
-    if fit is not None:
-        calibrated = posterior_of(decided, prior_of_class, fit.calibration)
-    return Inference(
-        matrix=matrix,
-        prior_name=prior_name,
-        prior=prior_of_class,
-        fit=fit,
-        notes=notes,
-        log_posterior=posterior_of(decided, prior_of_class),
-        calibrated=calibrated,
-    )
+    return _Rule(classes, prior_name, prior_of_class, fit, notes, by_loss)
 
 
 def origin_of(run: RunDirectory, manifest: dict[str, Any]) -> RunDirectory:
     """Give the run that trained the models and scored the validation texts."""
     named = manifest.get("calibration_run")
-    return RunDirectory(run.path / Path(named)) if named else run
+    return RunDirectory(resolve_below(run.path, named)) if named else run
 
 
 def prior_counts(run: RunDirectory, origin: RunDirectory) -> dict[str, int]:

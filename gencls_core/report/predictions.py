@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,70 +12,170 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from gencls_core.errors import UsageError
-from gencls_core.report.inference import Inference
+from gencls_core.remote_path import Location
+from gencls_core.report.inference import Inference, infer_by_range
+from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray
 from gencls_core.storage import publish_file
 
-__all__ = ["PREDICTION_SUFFIXES", "prediction_table", "write_predictions"]
+__all__ = [
+    "PREDICTION_SCHEMA",
+    "PREDICTION_SUFFIXES",
+    "predict",
+    "prediction_tables",
+    "write_predictions",
+]
 
 PREDICTION_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("predicted", pa.string()),
+        pa.field("probability", pa.float64()),
+        pa.field("margin", pa.float64()),
+        pa.field("calibrated_predicted", pa.string()),
+        pa.field("calibrated_probability", pa.float64()),
+        pa.field("num_tokens", pa.int64()),
+        pa.field("truncated", pa.bool_()),
+        pa.field("num_windows", pa.int64()),
+    ]
+)
+"""`label` may be null; `probability` is that of the predicted class; `margin` the log-odds in nats
+between the best class and the second; the calibrated columns are null without calibration."""
 
-def prediction_table(inference: Inference) -> pa.Table:
-    """Give the predictions as a table, one row per text in the order of the test split.
+_GROUP_ROWS = 1 << 17
+"""Rows of a Parquet row group, which are in memory as strings while they are written."""
 
-    Columns: `example_id`, `label` (may be null), `predicted`, `probability` of the predicted class,
-    `margin` (log-odds in nats between the best class and the second), `calibrated_predicted`,
-    `calibrated_probability` (null without calibration), `num_tokens`, `truncated`, `num_windows`.
+
+def prediction_tables(inference: Inference) -> Iterator[pa.Table]:
+    """Give the predictions in PREDICTION_SCHEMA, one row per text in the order of the test split.
+
+    They come in parts of at most _GROUP_ROWS rows.
     """
     matrix = inference.matrix
-    best_N, probability_N = _decide(inference.log_posterior)
-    ordered_NC = np.sort(inference.log_posterior, axis=1)
-    margin_N = ordered_NC[:, -1] - ordered_NC[:, -2]
     names = pa.array(matrix.classes, pa.string())
-    columns = {
-        "example_id": matrix.example_ids,
-        "label": pa.array(matrix.labels, pa.string()),
-        "predicted": names.take(pa.array(best_N)),
-        "probability": pa.array(probability_N),
-        "margin": pa.array(margin_N),
-        "calibrated_predicted": pa.nulls(len(best_N), pa.string()),
-        "calibrated_probability": pa.nulls(len(best_N), pa.float64()),
-        "num_tokens": pa.array(matrix.num_tokens),
-        "truncated": pa.array(matrix.truncated),
-        "num_windows": pa.array(matrix.num_windows),
-    }
-    if inference.calibrated is not None:
-        best_N, probability_N = _decide(inference.calibrated)
-        columns["calibrated_predicted"] = names.take(pa.array(best_N))
-        columns["calibrated_probability"] = pa.array(probability_N)
-    return pa.table(columns)
+    labels = matrix.labels
+    for start in range(0, len(matrix), _GROUP_ROWS):
+        part = slice(start, start + _GROUP_ROWS)
+        log_p_BC = inference.log_posterior[part]
+        best_B, probability_B = _decide(log_p_BC)
+        ordered_BC = np.sort(log_p_BC, axis=1)
+        calibrated: list[pa.Array] = [
+            pa.nulls(len(best_B), pa.string()),
+            pa.nulls(len(best_B), pa.float64()),
+        ]
+        if inference.calibrated is not None:
+            calibrated_B, sure_B = _decide(inference.calibrated[part])
+            calibrated = [names.take(pa.array(calibrated_B)), pa.array(sure_B)]
+        columns = [
+            matrix.example_ids.slice(start, _GROUP_ROWS),
+            labels.slice(start, _GROUP_ROWS),
+            names.take(pa.array(best_B)),
+            pa.array(probability_B),
+            pa.array(ordered_BC[:, -1] - ordered_BC[:, -2]),
+            *calibrated,
+            pa.array(matrix.num_tokens[part]),
+            pa.array(matrix.truncated[part]),
+            pa.array(matrix.num_windows[part]),
+        ]
+        yield pa.table(columns, schema=PREDICTION_SCHEMA)
 
 
-def write_predictions(inference: Inference, path: Path) -> None:
-    """Publish the predictions as Parquet, CSV or JSONL, by the suffix of `path`.
+def write_predictions(inference: Inference, path: Location) -> int:
+    """Publish the predictions as Parquet, CSV or JSONL, by the suffix of `path`; give the rows.
 
     Raises:
         UsageError: for another suffix.
     """
+    return _publish(prediction_tables(inference), path)
+
+
+def predict(
+    run: RunDirectory,
+    path: Location,
+    *,
+    prior: str | None = None,
+    system: str = "class-lm",
+    models_of: RunDirectory | None = None,
+) -> int:
+    """Publish the predictions of a run's scores, however many: a shard at a time in memory.
+
+    Arguments are those of `gencls_core.report.inference.infer`; the rows are those that
+    `write_predictions` writes.
+
+    Raises:
+        UsageError: for another suffix, or when the prior cannot be obeyed.
+        StoreError: when scores are missing or contradict each other.
+    """
+    _check_suffix(path)
+    inferences = infer_by_range(run, prior=prior, system=system, models_of=models_of)
+    tables = (table for inference in inferences for table in prediction_tables(inference))
+    return _publish(tables, path)
+
+
+def _publish(tables: Iterable[pa.Table], path: Location) -> int:
+    _check_suffix(path)
+    with publish_file(path) as temporary:
+        match path.suffix:
+            case ".parquet":
+                return _write_parquet(tables, temporary)
+            case ".csv":
+                return _write_csv(tables, temporary)
+            case _:
+                return _write_jsonl(tables, temporary)
+
+
+def _check_suffix(path: Location) -> None:
     if path.suffix not in PREDICTION_SUFFIXES:
         raise UsageError.of(
             "predictions cannot be written in this form",
-            place=path,
+            place=str(path),
             found=f"suffix {path.suffix!r}",
             expected=" or ".join(PREDICTION_SUFFIXES),
         )
-    table = prediction_table(inference)
-    with publish_file(path) as temporary:
-        if path.suffix == ".parquet":
-            pq.write_table(table, temporary, compression="zstd")
-        elif path.suffix == ".csv":
-            pyarrow.csv.write_csv(table, str(temporary))
-        else:
-            with temporary.open("w", encoding="utf-8") as stream:
-                for batch in table.to_batches(max_chunksize=4096):
-                    for row in batch.to_pylist():
-                        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(tables: Iterable[pa.Table], path: Path) -> int:
+    rows = 0
+    with pq.ParquetWriter(path, PREDICTION_SCHEMA, compression="zstd") as writer:
+        for table in _grouped(tables):
+            writer.write_table(table)
+            rows += table.num_rows
+    return rows
+
+
+def _write_csv(tables: Iterable[pa.Table], path: Path) -> int:
+    rows = 0
+    with pyarrow.csv.CSVWriter(str(path), PREDICTION_SCHEMA) as writer:
+        for table in tables:
+            writer.write_table(table)
+            rows += table.num_rows
+    return rows
+
+
+def _write_jsonl(tables: Iterable[pa.Table], path: Path) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for table in tables:
+            rows += table.num_rows
+            for batch in table.to_batches(max_chunksize=4096):
+                for row in batch.to_pylist():
+                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return rows
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Join small tables until they make a row group."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(part.num_rows for part in waiting) >= _GROUP_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _decide(log_posterior_NC: FloatArray) -> tuple[np.ndarray, FloatArray]:

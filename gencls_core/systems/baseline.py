@@ -20,7 +20,7 @@ def commit_tfidf(dataset: Dataset, store: ScoreStore, seed: int) -> bool:
     records = [store.record(key) for key in keys.values()]
     if all(record is not None and record.digest == digest for record in records):
         return False
-    store.retire(system.name, {})
+    store.retire(system.name, ())
     began = time.perf_counter()
     tables = system.score_rows(dataset, "test")
     seconds = round((time.perf_counter() - began) / len(keys), 3)

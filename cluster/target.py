@@ -1,0 +1,116 @@
+"""Which cluster is meant, and what it is shown as proof of who we are."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.dev_cluster import dev_cluster
+from cluster.errors import AddressConflictError, UnauthorisedError, UnreachableError
+from cluster.job_client import JobClient
+from gencls_core.errors import UsageError
+
+__all__ = ["Target", "find_target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cluster to talk to."""
+
+    url: str
+    token: str | None
+    development: bool
+    """Whether it is the development cluster of this machine."""
+
+    def client(self) -> JobClient:
+        """Give the way to talk to it."""
+        return JobClient(self.url, self.token)
+
+
+def find_target(address: str | None) -> Target:
+    """Find the cluster: `--address`, else RAY_API_SERVER_ADDRESS, else the development cluster.
+
+    A token goes only where it belongs: the development cluster's to that cluster, the user's own
+    (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token also ~/.ray/auth_token) to a
+    cluster that the user named.
+
+    Raises:
+        AddressConflictError: when RAY_ADDRESS names another cluster.
+        UnauthorisedError: when the file of the token cannot be read.
+        UnreachableError: when no cluster is named and none is up here.
+        UsageError: when the address is not one of a dashboard.
+    """
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    local = dev_cluster()
+    if named is None:
+        if local is None or not local.alive:
+            ended = "" if local is None else f"the one that was up here ({local.url}) has ended"
+            raise UnreachableError.of(
+                "no cluster is named, and no development cluster is up",
+                found=ended or None,
+                remedy="--address http://HEAD:8265 or RAY_API_SERVER_ADDRESS; for one on this "
+                "machine: gencls cluster up",
+            )
+        named = local.url
+    url = _dashboard(named)
+    _refuse_conflict(url)
+    if local is not None and url == local.url:
+        return Target(url, _read_token(Path(local.token_path)), development=True)
+    return Target(url, _own_token(), development=False)
+
+
+def _dashboard(named: str) -> str:
+    parts = urllib.parse.urlsplit(named if "://" in named else f"http://{named}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError.of(
+            "not the address of a Ray dashboard",
+            found=named,
+            expected="http://HEAD:8265, the dashboard's address (not ray:// nor the port of GCS)",
+        )
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.netloc.rpartition(":")[0]
+    if parts.port is None:
+        host = "127.0.0.1" if parts.hostname == "localhost" else parts.netloc
+    port = parts.port or (443 if parts.scheme == "https" else 8265)
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _refuse_conflict(url: str) -> None:
+    """RAY_ADDRESS would win over what is said here in everything else that Ray does."""
+    other = os.environ.get("RAY_ADDRESS")
+    if not other or other in ("auto", "local"):
+        return
+    parts = urllib.parse.urlsplit(other if "://" in other else f"//{other}")
+    ours = urllib.parse.urlsplit(url)
+    same = {"localhost": "127.0.0.1"}.get(parts.hostname or "", parts.hostname) == ours.hostname
+    if parts.scheme in ("http", "https"):
+        same = same and (parts.port or 8265) == ours.port
+    if not same:
+        raise AddressConflictError.of(
+            "two Ray clusters are named",
+            found=f"{url} and RAY_ADDRESS={other}",
+            remedy="unset RAY_ADDRESS, or name its cluster",
+        )
+
+
+def _own_token() -> str | None:
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if token:
+        return token.strip()
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path:
+        return _read_token(Path(path).expanduser())
+    default = Path("~/.ray/auth_token").expanduser()
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and default.is_file():
+        return _read_token(default)
+    return None
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError) as error:
+        raise UnauthorisedError.of(
+            "the file of the cluster's token cannot be read", place=path, found=str(error)
+        ) from None
