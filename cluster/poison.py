@@ -59,7 +59,11 @@ def isolate(
                 yield Note(f"{work.name}: no single example ends a worker")
                 return None
             yield Note(f"{work.name}: among rows {low:,} to {high - 1:,}")
-        return None if survives(low, high) else low
+        if survives(low, high):
+            return None
+        if not (survives(work.start, low) and survives(high, work.stop)):
+            yield Note(f"{work.name}: other examples of it end a worker, too")
+        return low
     finally:
         if actor is not None:
             dismiss(actor)

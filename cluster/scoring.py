@@ -109,10 +109,10 @@ def score_shards(
     reference = ray.put(job)
     try:
         with STOP.shielded():
-            suspects = yield from _give_out(reference, work, crew, lease)
+            suspects, missing = yield from _give_out(reference, work, crew, lease)
             crew.dismiss_all()
             if suspects:
-                yield from _search(reference, suspects, crew)
+                yield from _search(reference, suspects, missing, crew)
         yield from channel.drain()
     finally:
         crew.dismiss_all()
@@ -120,7 +120,11 @@ def score_shards(
 
 
 def _give_out(job: Any, work: list[ShardWork], crew: _Crew, lease: Lease) -> Iterator[Event] | Any:
-    """Have every shard scored; gives those that killed DEATHS_PER_SHARD actors, with the reason."""
+    """Have every shard scored; gives those that killed DEATHS_PER_SHARD actors, with the reason,
+    and how many score rows are missing.
+
+    Where actors die of one shard after the other and none ever succeeds, it is not the texts.
+    """
     waiting = [
         deque(part for shard in work if (part := shard.of(group)) is not None)
         for group in crew.groups
@@ -131,9 +135,11 @@ def _give_out(job: Any, work: list[ShardWork], crew: _Crew, lease: Lease) -> Ite
     deaths: dict[ShardWork, int] = {}
     suspects: list[tuple[ShardWork, GenclsError]] = []
     failure: GenclsError | None = None
+    missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
+    succeeded = hopeless = False
     asked = time.monotonic()
     while any(waiting) or running:
-        stopping = STOP.requested or failure is not None
+        stopping = STOP.requested or failure is not None or hopeless
         while not stopping and any(waiting) and (idle or len(crew.actors) < size):
             actor = _next_actor(crew, idle, waiting)
             shard = waiting[actor.group].popleft()
@@ -156,7 +162,8 @@ def _give_out(job: Any, work: list[ShardWork], crew: _Crew, lease: Lease) -> Ite
                 deaths[shard] = deaths.get(shard, 0) + 1
                 what = f"scoring of {shard.name}"
                 reason = crew.channel.why(actor.name, what) or failure_of(error, what)
-                if deaths[shard] >= DEATHS_PER_SHARD:
+                hopeless = not succeeded and sum(deaths.values()) >= 2 * DEATHS_PER_SHARD
+                if deaths[shard] >= DEATHS_PER_SHARD or hopeless:
                     suspects.append((shard, reason))
                     yield Note(f"{what}: {deaths[shard]} actors died of it; left for the end")
                 else:
@@ -166,14 +173,16 @@ def _give_out(job: Any, work: list[ShardWork], crew: _Crew, lease: Lease) -> Ite
                 failure = failure or failure_of(error, f"scoring of {shard.name}")
                 idle.append(actor)
             else:
+                succeeded = True
                 idle.append(actor)
                 for record in records:
+                    missing -= record.rows
                     yield _committed(shard, record)
     if failure is not None:
         raise failure
     if STOP.requested:
         raise KeyboardInterrupt
-    return suspects
+    return suspects, missing
 
 
 def _next_actor(crew: _Crew, idle: deque[_Actor], waiting: list[deque[ShardWork]]) -> _Actor:
@@ -194,7 +203,7 @@ def _next_actor(crew: _Crew, idle: deque[_Actor], waiting: list[deque[ShardWork]
 
 
 def _search(
-    job: Any, suspects: list[tuple[ShardWork, GenclsError]], crew: _Crew
+    job: Any, suspects: list[tuple[ShardWork, GenclsError]], missing: int, crew: _Crew
 ) -> Iterator[Event]:
     """Find the example that ends its workers, shard by shard, and say what is missing."""
     lines = []
@@ -206,19 +215,16 @@ def _search(
             if shard.keys[0].class_name in classes
         )
         row = yield from isolate(job, shard, functools.partial(crew.start, group), crew.dismiss)
-        if row is None:
-            lines.append(f"{shard.name}: {str(reason).splitlines()[0]}")
-            lines += [f"  {line.strip()}" for line in str(reason).splitlines()[1:]]
-            continue
-        example_id = _example_id(shard, row)
-        yield ExampleIsolated(shard.split, shard.keys[0].index, row, example_id)
-        lines.append(
-            f"{shard.name}: example {example_id!r} (row {row:,} of the {shard.split} texts) ends "
-            "every worker that scores it"
-        )
-    rows = sum((shard.stop - shard.start) * len(shard.keys) for shard, _ in suspects)
+        if row is not None:
+            example_id = _example_id(shard, row)
+            yield ExampleIsolated(shard.split, shard.keys[0].index, row, example_id)
+            lines.append(
+                f"{shard.name}: example {example_id!r} (row {row:,} of the {shard.split} texts) "
+                "ends every worker that scores it"
+            )
+        lines += str(reason).splitlines()[: 3 if row is None else 2]
     raise IncompleteError.of(
-        f"the run is incomplete: {rows:,} score rows could not be made",
+        f"the run is incomplete: {missing:,} score rows could not be made",
         found="\n    ".join(lines),
         remedy="remove or shorten the example (--max-length), or give the workers more memory "
         "(--actors 1, a smaller --tokens-per-batch); then run the same command again: all other "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Threads that wait for each other over tensors of some hundred numbers cost more than they bring,
 # and far more on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers of Ray import what the tests hand to them.
+_TESTS = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(_TESTS), str(_TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 os.environ["GENCLS_HOME"] = tempfile.mkdtemp(prefix="gencls-home-")
 
 

@@ -230,7 +230,7 @@ def test_a_refused_run_leaves_the_finished_one_as_it_was(first, copy):
         ({"model": {"model": "scratch:tinny"}}, ModelError),
         ({"posterior": {"prior": "01=1"}}, UsageError),
         ({"class_id": 9}, UsageError),
-        ({"compute": {"memory_gb": 1.1}}, ResourceError),
+        ({"compute": {"memory_gb": 0.5}}, ResourceError),
     ):
         with pytest.raises(error):
             rerun(copy, first[0], data=data, **changes)
