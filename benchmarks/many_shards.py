@@ -102,7 +102,7 @@ def run_step(folder: Path, step: str, shards: int) -> dict[str, Any]:
             found = plan.committed - len(plan.work)
             if step == "retire":
                 began = time.perf_counter()
-                found -= run.scores.retire(SYSTEM, plan.wanted)
+                found -= run.scores.retire(SYSTEM, plan.committed)
         case _:
             raise ValueError(step)
     seconds = time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ def isolate(
     work: ShardWork,
     start: Callable[[], Any],
     dismiss: Callable[[Any], None],
-) -> Iterator[Event] | Any:
+) -> Generator[Event, None, int | None]:
     """Give the number of the one example that ends its worker; None where no single one does.
 
     Halves the range that still kills: at most ⌈log2(rows)⌉ + 2 workers are lost and nothing is

@@ -6,7 +6,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,9 @@ def score_shards(
         channel.close()
 
 
-def _give_out(job: Any, work: list[ShardWork], crew: _Crew, lease: Lease) -> Iterator[Event] | Any:
+def _give_out(
+    job: Any, work: list[ShardWork], crew: _Crew, lease: Lease
+) -> Generator[Event, None, tuple[list[tuple[ShardWork, GenclsError]], int]]:
     """Have every shard scored; gives those that killed DEATHS_PER_SHARD actors, with the reason,
     and how many score rows are missing.
 

@@ -24,9 +24,9 @@ import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,12 +35,21 @@ import pyarrow.parquet as pq
 from gencls_core.errors import StoreError
 from gencls_core.ownership import Fence
 from gencls_core.remote_path import Location, RemotePath
+from gencls_core.score_records import (
+    PARTITION_FIELDS,
+    SCORE_FORMAT,
+    SCORE_SCHEMA,
+    Quantity,
+    ShardKey,
+    ShardRecord,
+)
 from gencls_core.storage import (
     class_directory_name,
     class_name_of,
     file_sha256,
     filesystem_of,
     publish_file,
+    write_errors,
     write_json,
 )
 
@@ -54,81 +63,8 @@ __all__ = [
     "read_scores",
 ]
 
-SCORE_FORMAT = 1
 READERS = 16
 """Threads that read records and check files: object stores answer slowly but many at a time."""
-
-Quantity = Literal["log_likelihood", "pseudo_log_likelihood", "log_posterior"]
-
-SCORE_SCHEMA = pa.schema(
-    [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("score", pa.float64(), nullable=False, metadata={"unit": "nats"}),
-        pa.field("quantity", pa.string(), nullable=False),
-        pa.field("num_tokens", pa.int32(), nullable=False, metadata={"unit": "tokens"}),
-        pa.field("truncated", pa.bool_(), nullable=False),
-        pa.field("num_windows", pa.int32(), nullable=False),
-        pa.field("loss_score", pa.float64(), metadata={"unit": "nats"}),
-        pa.field("token_ids", pa.list_(pa.int32())),
-        pa.field("token_scores", pa.list_(pa.float32()), metadata={"unit": "nats"}),
-    ]
-)
-"""Columns inside a shard; `system` and `class` are its partition.
-
-`score` is the log-likelihood (or what `quantity` says) in nats; `loss_score` the original
-experiment's mean loss times the number of tokens, negated, where it was asked for; `token_ids` and
-`token_scores` are null unless per-token scores were asked for.
-"""
-
-_PARTITION_FIELDS = [pa.field("class", pa.string()), pa.field("system", pa.string())]
-
-
-@dataclass(frozen=True, order=True)
-class ShardKey:
-    """Which part of which class's scores: examples `index` of `count` equal ranges."""
-
-    system: str
-    class_name: str
-    index: int
-    count: int
-
-    @property
-    def stem(self) -> str:
-        """File name without suffix; sorts by index."""
-        return f"shard-{self.index:05d}-of-{self.count:05d}"
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """The commit record of one shard.
-
-    `digest` names everything that the rows depend on (texts, range, class model, scoring
-    settings, format); a shard whose digest is the wanted one is not computed again.
-    `seconds`, `tokens` and `peak_memory_bytes` say what it cost.
-    """
-
-    format: int
-    system: str
-    class_name: str
-    index: int
-    count: int
-    start: int
-    stop: int
-    rows: int
-    digest: str
-    sha256: str
-    bytes: int
-    seconds: float
-    tokens: int
-    peak_memory_bytes: int
-    attempt: str = ""
-    """Which attempt wrote it; see gencls_core.ownership."""
-
-    @property
-    def key(self) -> ShardKey:
-        """The shard that this record commits."""
-        return ShardKey(self.system, self.class_name, self.index, self.count)
 
 
 class ScoreStore:
@@ -192,8 +128,9 @@ class ScoreStore:
         path = self.shard_path(key)
         if fence is not None:
             fence.check()
-        # A record must never vouch for a file it was not written for.
-        self.record_path(key).unlink(missing_ok=True)
+        with write_errors(path):
+            # A record must never vouch for a file it was not written for.
+            self.record_path(key).unlink(missing_ok=True)
         with publish_file(path) as temporary:
             pq.write_table(
                 table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}),
@@ -368,7 +305,7 @@ class ScoreStore:
                 ) from error
             table = table.replace_schema_metadata(None)
             for field, value in zip(
-                _PARTITION_FIELDS, (record.class_name, record.system), strict=True
+                PARTITION_FIELDS, (record.class_name, record.system), strict=True
             ):
                 table = table.append_column(field, pa.array([value] * table.num_rows, pa.string()))
             yield table
@@ -389,7 +326,7 @@ def _name_below(path: Location, store: Location) -> str:
 
 
 def _empty() -> pa.Table:
-    return pa.schema([*SCORE_SCHEMA, *_PARTITION_FIELDS]).empty_table()
+    return pa.schema([*SCORE_SCHEMA, *PARTITION_FIELDS]).empty_table()
 
 
 def _refuse_unfinite(table: pa.Table, path: Location) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from benchmarks.synthetic import CLASSES, StubModels, class_models, make_dataset, write_source
 
+from benchmarks.synthetic import CLASSES, StubModels, class_models, make_dataset, write_source
 from cluster.capacity import Budget
 from cluster.memory import ModelSize, Workload
 from cluster.resources import GB, Plan, make_plan
@@ -89,7 +89,14 @@ class Misbehaving:
 
     def calls(self) -> list[str]:
         """Give `class first-example` of every call that scored."""
-        path = self.memory / "calls"
+        return self._lines("calls")
+
+    def loads(self) -> list[str]:
+        """Give `process classes` of every time that models were loaded."""
+        return self._lines("loads")
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.memory / name
         return path.read_text().splitlines() if path.exists() else []
 
 

@@ -25,6 +25,8 @@ from fault_fixtures import (
     well,
 )
 
+from benchmarks.synthetic import StubModels
+from gencls_core.config import ScoringConfig, SequenceConfig
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import Note, ShardCommitted
 from gencls_core.ownership import OwnershipError, own
@@ -107,7 +109,7 @@ def test_workers_that_always_die_are_not_tried_for_ever(run, memory):
     with pytest.raises(IncompleteError, match=r"test shard \d+: the worker process died") as error:
         score(run, DiesAtLoad(memory, well))
     assert f"{ROWS * len(CLASSES)} score rows" in str(error.value)
-    assert len((memory / "loads").read_text().splitlines()) <= 2 * 3 + 3
+    assert len(Misbehaving(memory, well).loads()) <= 2 * 3 + 3
 
 
 def test_a_worker_that_outgrows_memory_is_ended_with_the_figures(run, memory):
@@ -131,10 +133,6 @@ def test_a_late_attempt_is_refused(run):
     shard = shards_of(run, 8)[0]
     store = ScoreStore(run.scores.path)
     texts = run.dataset().read("test", shard.start, shard.stop)
-    from benchmarks.synthetic import StubModels
-
-    from gencls_core.config import ScoringConfig, SequenceConfig
-
     table = StubModels().score(texts, CLASSES[0], SequenceConfig(), ScoringConfig())
     with own(run.path, "test") as lease:
         late, next_one = lease.fence("shard-0"), lease.fence("shard-0")
@@ -151,22 +149,25 @@ def test_a_late_attempt_is_refused(run):
 @pytest.mark.parametrize(
     ("shard_size", "actors", "classes_per_actor"), [(64, 1, 4), (5, 2, 4), (16, 2, 1), (1, 2, 3)]
 )
-def test_shards_actors_and_groups_change_no_value(run, memory, shard_size, actors, classes_per_actor):
+def test_shards_actors_and_groups_change_no_value(
+    run, memory, shard_size, actors, classes_per_actor
+):
     plan = small_plan(actors, classes_per_actor)
     score(run, Misbehaving(memory, well), shard_size=shard_size, plan=plan)
     assert_whole(run, rows=ROWS)
-    loads = [line.split()[1].split(",") for line in (memory / "loads").read_text().splitlines()]
+    loads = [line.split()[1].split(",") for line in Misbehaving(memory, well).loads()]
     assert max(map(len, loads)) <= classes_per_actor
 
 
 def test_an_actor_killed_from_outside(run, memory):
     """SIGKILL from outside, as the out-of-memory killer sends it."""
     killed: list[int] = []
+    behaviour = Misbehaving(memory, slowly)
 
     def kill() -> None:
         deadline = time.monotonic() + 30
         while not killed and time.monotonic() < deadline:
-            for line in (memory / "loads").read_text().splitlines() if (memory / "loads").exists() else []:
+            for line in behaviour.loads():
                 pid = int(line.split()[0])
                 if psutil.pid_exists(pid):
                     os.kill(pid, signal.SIGKILL)
@@ -176,7 +177,7 @@ def test_an_actor_killed_from_outside(run, memory):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    events = score(run, Misbehaving(memory, slowly))
+    events = score(run, behaviour)
     thread.join()
     assert killed
     assert sum(isinstance(event, ShardCommitted) for event in events) == ROWS // 8 * len(CLASSES)
