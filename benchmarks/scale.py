@@ -1,11 +1,12 @@
 """Many examples, many shards: what the stages around the models cost in time and memory.
 
     python -m benchmarks.scale report     2,000,000 texts × 4 classes: from JSONL to the report
+    python -m benchmarks.scale cluster    the same, scored by actors on three raylets
     python -m benchmarks.scale resume     100,000 committed shards: finding out what is there
 
 A stub stands in the place of the class models (benchmarks/synthetic.py), so that gencls is measured
-and not a GPU. Every stage runs in a process of its own: seconds count its start and imports, the
-peak is its resident memory. docs/scale.md quotes the figures.
+and not a GPU. Every stage runs in a process of its own: its wall time counts start and imports, CPU
+time is summed over its threads, the peak is its resident memory. docs/scale.md quotes the figures.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Measured", "main", "measure_report", "measure_resume", "measured"]
+__all__ = [
+    "Measured",
+    "main",
+    "measure_cluster",
+    "measure_report",
+    "measure_resume",
+    "measured",
+]
 
 QUERIES = {
     "scores by class": "select class, count(*) n, avg(score) mean from scores group by class",
@@ -49,8 +57,21 @@ REPORT_PARTS = (
 """Functions of a report whose share of the time is shown; some call others of them."""
 
 
-RESUME_STEPS = ("listing", "stat", "parse", "records", "digests", "torn", "shard_work", "retire")
-"""The first three are the least that any resume has to do: names, sizes, the records' content."""
+RESUME_STEPS = (
+    "listing",
+    "stat",
+    "parse",
+    "records",
+    "digests",
+    "torn",
+    "shard_work",
+    "nothing_yet",
+    "retire",
+)
+"""The first three are the least that any resume has to do: names, sizes, the records' content.
+
+`shard_work` is `records`, `digests`, `torn` and the list of what is missing; `nothing_yet` is the
+same for a run of which no shard is committed."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +79,14 @@ class Measured:
     """What a stage took in a process of its own, and what it says of itself."""
 
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int
     values: dict[str, Any]
 
     def line(self, what: str, remark: str = "") -> str:
         """Give one line of a table."""
-        memory = f"{self.peak_memory_bytes / 1e6:6,.0f} MB"
-        return f"{what:38} {self.seconds:7.1f} s {memory}  {remark}".rstrip()
+        times = f"{self.seconds:7.1f} s {self.cpu_seconds:7.1f} s CPU"
+        return f"{what:38} {times} {self.peak_memory_bytes / 1e6:6,.0f} MB  {remark}".rstrip()
 
 
 def measured(stage: str, *arguments: object) -> Measured:
@@ -74,7 +96,7 @@ def measured(stage: str, *arguments: object) -> Measured:
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     seconds = time.perf_counter() - began
     values = json.loads(output.splitlines()[-1])
-    return Measured(seconds, values.pop("peak_memory_bytes"), values)
+    return Measured(seconds, values.pop("cpu_seconds"), values.pop("peak_memory_bytes"), values)
 
 
 def measure_report(folder: Path, examples: int, validation: int) -> Iterator[str]:
@@ -84,13 +106,41 @@ def measure_report(folder: Path, examples: int, validation: int) -> Iterator[str
     yield measured("ingest", folder).line("ingest")
     scored = measured("score", folder)
     yield scored.line("commit stub scores", f"{scored.values['shards']:,} shards")
+    read = measured("read", folder)
+    yield read.line("read ranges of 4,096 texts", f"{1e3 * read.values['each']:.1f} ms each")
     yield measured("nothing", folder).line("import what a report needs, nothing more")
     report = measured("report", folder)
     yield report.line("build_report", f"{report.values['rows']:,} score rows")
     for name, seconds in report.values["parts"].items():
         yield f"    {name:34} {seconds:7.1f} s"
+    yield measured("predict", folder).line("predict, a shard at a time")
     for name, sql in QUERIES.items():
         yield measured("query", folder, sql).line(f"query: {name}")
+
+
+def measure_cluster(folder: Path, examples: int, validation: int) -> Iterator[str]:
+    """Have actors on three raylets score a run, check every row and report; yields lines."""
+    yield f"{examples:,} test and {validation:,} validation texts × 4 classes"
+    yield measured("source", folder, examples, validation).line("write the source as JSONL")
+    yield measured("ingest", folder).line("ingest")
+    driver = measured("cluster", folder)
+    found = driver.values
+    yield driver.line("driver, Ray's start included")
+    rate = f"{found['shards'] / found['seconds']:.0f} a second"
+    cost = f"{1e3 * found['cpu_per_shard']:.1f} ms of the driver's CPU each"
+    for line in (
+        f"{found['actors']} actors on {found['nodes']} raylets, {found['seconds']:.1f} s",
+        f"{found['shards']:,} shards committed, {rate}, {cost}",
+        f"{found['rows']:,} rows; events: {found['events']}",
+        f"driver before scoring: {found['peak_before'] / 1e6:,.0f} MB",
+        f"largest actor: {found['peak_actor'] / 1e6:,.0f} MB",
+        f"object store: {found['object_store'] / 1e6:.2f} MB",
+    ):
+        yield f"    {line}"
+    checked = measured("check", folder)
+    yield checked.line("compare every test row", f"{checked.values['rows']:,} rows as expected")
+    report = measured("report", folder)
+    yield report.line("build_report", f"{report.values['rows']:,} score rows")
 
 
 def measure_resume(folder: Path, shards: int) -> Iterator[str]:
@@ -127,6 +177,27 @@ def _score(folder: Path) -> dict[str, Any]:
     config = run_config(run)
     write_manifest(run, config)
     return {"shards": commit_scores(run, config, run.dataset(), class_models(run))}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Read ranges as actors do, each opening the split's file anew."""
+    from gencls_core.run import RunDirectory
+
+    dataset, size, times = RunDirectory(folder / "run").dataset(), 4096, 50
+    rows = dataset.split("test").rows
+    began = time.perf_counter()
+    for number in range(times):
+        start = max(0, rows - size) * number // times
+        if dataset.read("test", start, start + size).num_rows != min(size, rows):
+            raise RuntimeError("a range is not whole")
+    return {"each": (time.perf_counter() - began) / times}
+
+
+def _predict(folder: Path) -> dict[str, Any]:
+    from gencls_core.report import predict
+    from gencls_core.run import RunDirectory
+
+    return {"rows": predict(RunDirectory(folder / "run"), folder / "predictions.parquet")}
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -167,6 +238,22 @@ def _nothing(folder: Path) -> dict[str, Any]:
     return {"imported": [build_report.__name__, RunDirectory.__name__]}
 
 
+def _cluster(folder: Path) -> dict[str, Any]:
+    from benchmarks.on_raylets import score_on_raylets
+    from benchmarks.synthetic import run_config, write_manifest
+    from gencls_core.run import RunDirectory
+
+    run = RunDirectory(folder / "run")
+    write_manifest(run, run_config(run))
+    return score_on_raylets(folder)
+
+
+def _check(folder: Path) -> dict[str, Any]:
+    from benchmarks.on_raylets import check_rows
+
+    return check_rows(folder)
+
+
 def _make_shards(folder: Path, shards: str) -> dict[str, Any]:
     from benchmarks.many_shards import make_shards
 
@@ -183,9 +270,13 @@ _STAGES: dict[str, Callable[..., dict[str, Any]]] = {
     "source": _source,
     "ingest": _ingest,
     "score": _score,
+    "read": _read,
     "nothing": _nothing,
     "report": _report,
+    "predict": _predict,
     "query": _query,
+    "cluster": _cluster,
+    "check": _check,
     "make_shards": _make_shards,
     "step": _step,
 }
@@ -196,7 +287,10 @@ def _stage(name: str, folder: Path, arguments: list[str]) -> None:
     from gencls_core.measure import peak_memory_bytes
 
     values = _STAGES[name](folder, *arguments)
-    print(json.dumps({**values, "peak_memory_bytes": peak_memory_bytes()}))
+    cpu_seconds = round(time.process_time(), 2)
+    print(
+        json.dumps({**values, "cpu_seconds": cpu_seconds, "peak_memory_bytes": peak_memory_bytes()})
+    )
 
 
 def main() -> None:
@@ -205,9 +299,9 @@ def main() -> None:
         _stage(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
         return
     parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__)
-    parser.add_argument("part", choices=["report", "resume"])
-    parser.add_argument("--examples", type=int, default=2_000_000, help="test texts (report)")
-    parser.add_argument("--validation", type=int, default=20_000, help="held-out texts (report)")
+    parser.add_argument("part", choices=["report", "cluster", "resume"])
+    parser.add_argument("--examples", type=int, default=2_000_000, help="test texts")
+    parser.add_argument("--validation", type=int, default=20_000, help="held-out texts")
     parser.add_argument("--shards", type=int, default=100_000, help="committed shards (resume)")
     parser.add_argument("--folder", type=Path, help="a new folder, which is kept")
     options = parser.parse_args()
@@ -219,6 +313,8 @@ def main() -> None:
             folder.mkdir(parents=True)
         if options.part == "report":
             lines = measure_report(folder, options.examples, options.validation)
+        elif options.part == "cluster":
+            lines = measure_cluster(folder, options.examples, options.validation)
         else:
             lines = measure_resume(folder, options.shards)
         for line in lines:

@@ -5,7 +5,7 @@
     /tmp/gencls-ray-…/                 Ray's own files (mode 0700), removed with the cluster
 
 Every port listens on 127.0.0.1 alone, and every request needs the token. The processes carry a
-random mark in their environment: `down` ends those that it recorded and those that bear the mark.
+random mark in their environment: `down` ends those that bear it, and no others.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from cluster.dev_processes import MARK, is_process, processes_of
 from cluster.errors import ClusterError
 from cluster.job_client import JobClient
 from gencls_core.errors import ResourceError, UsageError
-from gencls_core.storage import read_json, write_json
+from gencls_core.storage import gencls_home, read_json, write_json
 
 __all__ = ["DevCluster", "bring_down", "bring_up", "dev_cluster", "join_dev_cluster", "processes"]
 
-MARK = "GENCLS_CLUSTER_ID"
 OBJECT_STORE_BYTES = 200 * 10**6
 """Of each node: only paths, records and events travel through it."""
 UP_SECONDS = 180.0
@@ -66,12 +65,10 @@ class DevCluster:
     @property
     def alive(self) -> bool:
         """Say whether the process that holds the nodes is there."""
-        return _is_process(self.pid, self.started)
+        return is_process(self.pid, self.started)
 
 
 def _home() -> Path:
-    from gencls_core.storage import gencls_home
-
     return gencls_home() / "cluster"
 
 
@@ -184,15 +181,7 @@ def bring_down(cluster: DevCluster) -> list[int]:
 
 def processes(cluster: DevCluster) -> list[psutil.Process]:
     """Give every living process of a cluster, the jobs on it included."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            marked = process.environ().get(MARK) == cluster.id
-            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess, OSError):
-            continue
-    return found
+    return processes_of(cluster.id, cluster.folder)
 
 
 def join_dev_cluster(address: str) -> None:
@@ -300,13 +289,3 @@ def _refuse_taken(port: int) -> None:
                 found=f"{port}: {error.strerror}",
                 remedy="leave it out: a free one is found",
             ) from None
-
-
-def _is_process(pid: int, started: float) -> bool:
-    try:
-        process: Any = psutil.Process(pid)
-        return bool(
-            abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return False

@@ -240,8 +240,9 @@ def _other_texts(
         if dataset.path != run.dataset_path:
             with owned(run, "preparing texts"):
                 run.adopt_dataset(incoming)
+        dataset = replace(dataset, path=run.dataset_path)
         notes = _leaks(own, dataset) if labelled else ()
-        return _Texts(source, run, replace(dataset, path=run.dataset_path), config, notes)
+        return _Texts(source, run, dataset, config, notes)
 
 
 def _scored_as(config: RunConfig) -> list[Any]:

@@ -96,21 +96,26 @@ def record_of(job: Job) -> dict[str, Any]:
 
 
 def without_marks(lines: Sequence[str]) -> list[str]:
-    """Leave out the lines that are meant for `gencls jobs`."""
-    return [line for line in lines if not line.startswith(PROGRESS_MARK)]
+    """Leave out what is meant for `gencls jobs`."""
+    kept = []
+    for line in lines:
+        text, mark, _ = line.partition(PROGRESS_MARK)
+        if text or not mark:
+            kept.append(text)
+    return kept
 
 
 def _last_word(log: str) -> dict[str, Any]:
-    at = log.rfind("\n" + PROGRESS_MARK)
-    if at < 0:
-        return {}
-    line = log[at + 1 + len(PROGRESS_MARK) :].partition("\n")[0]
-    try:
-        said = json.loads(line)
-    except ValueError:
-        # The line is being written.
-        return _last_word(log[:at] + "\n")
-    return said if isinstance(said, dict) else {}
+    while (at := log.rfind(PROGRESS_MARK)) >= 0:
+        try:
+            said = json.loads(log[at + len(PROGRESS_MARK) :].partition("\n")[0])
+        except ValueError:
+            # The line is being written, or another program's words stand in it.
+            said = None
+        if isinstance(said, dict):
+            return said
+        log = log[:at]
+    return {}
 
 
 def _progress(said: dict[str, Any], *, over: bool) -> str:

@@ -37,6 +37,13 @@ class _Actor:
     handle: Any
     name: str
     group: int
+    ready: Any
+    """A reference that is there when the actor runs: it may wait for a node to have room."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not been placed yet."""
+        return not ray.wait([self.ready], timeout=0)[0]
 
 
 @dataclass
@@ -66,7 +73,7 @@ class _Crew:
                 name,
             )
         )
-        actor = _Actor(handle, name, group)
+        actor = _Actor(handle, name, group, handle.__ray_ready__.remote())
         self.actors.add(actor)
         return actor
 
@@ -147,6 +154,16 @@ def _give_out(
             shard = waiting[actor.group].popleft()
             fence = lease.fence(f"{shard.split}-{shard.keys[0].index}-g{actor.group}")
             running[actor.handle.score.remote(job, shard, fence)] = (actor, shard, fence)
+        if idle or stopping:
+            # Where a node was lost, its actors' replacements may never find a place: who is idle
+            # takes over their shards.
+            for reference in [r for r, (actor, _, _) in running.items() if actor.waits]:
+                actor, shard, fence = running.pop(reference)
+                crew.dismiss(actor)
+                lease.retire(fence)
+                waiting[actor.group].append(shard)
+            if any(waiting) and not stopping:
+                continue
         if stopping and (not running or STOP.overdue):
             break
         done, _ = ray.wait(list(running), num_returns=1, timeout=0.3)

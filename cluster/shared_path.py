@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster.capacity import Node
 from gencls_core.errors import ResourceError
 
-__all__ = ["nodes_without", "require_readable", "require_shared"]
+__all__ = ["nodes_without", "require_shared"]
 
 PROBE_SECONDS = 60.0
 
@@ -82,24 +82,6 @@ def require_shared(folder: Path, nodes: Sequence[Node]) -> None:
             found=f"not seen, or not writable, on {_names(missing)}",
             expected=f"one folder for all {len(nodes)} nodes",
             remedy="a path on a shared file system, or an object store (--output-dir s3://…)",
-        )
-
-
-def require_readable(folder: Path, nodes: Sequence[Node], what: str) -> None:
-    """Refuse a folder, for example a base model's, that some node cannot read.
-
-    It need not be one folder: a copy on every node will do.
-
-    Raises:
-        ResourceError: naming the nodes.
-    """
-    missing = nodes_without(folder, nodes)
-    if missing:
-        raise ResourceError.of(
-            f"not every node can read {what}",
-            place=folder,
-            found=f"missing on {_names(missing)}",
-            remedy="put it on a shared file system, or at the same path on every node",
         )
 
 

@@ -18,7 +18,7 @@ from gencls_core.datasets.dataset import SplitName
 from gencls_core.events import ClassReused, Event, Note, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Lease
-from gencls_core.remote_path import Location
+from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.storage import children, remove_tree
 
@@ -237,7 +237,7 @@ def report_stage(
 
     began = time.perf_counter()
     build_report(run, prior=config.posterior.prior, models_of=models_of)
-    yield StageFinished("report", str(run.report_path), time.perf_counter() - began)
+    yield StageFinished("report", uri_of(run.report_path), time.perf_counter() - began)
 
 
 def _count(number: int, noun: str) -> str:

@@ -65,7 +65,8 @@ STOP = _Stop()
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGINT ask for a stop."""
+    """Let SIGTERM and SIGINT ask for a stop, from now on."""
+    STOP.requested = False
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         STOP.ask()

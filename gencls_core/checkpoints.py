@@ -68,7 +68,8 @@ class Checkpoints:
         kept = [path for path in self.folder.glob("checkpoint-*") if _is_whole(path)]
         there = {child.name for child in children(self.shared)}
         for path in kept:
-            if path.name not in there:
+            # Its last file is the mark: one that was copied in part is copied again.
+            if not (self.shared / path.name / LAST_FILE).exists():
                 with publish_directory(self.shared / path.name, LAST_FILE) as folder:
                     shutil.copytree(path, folder, dirs_exist_ok=True)
         for name in there - {path.name for path in kept}:
@@ -85,6 +86,17 @@ class Checkpoints:
                     target = self.folder / checkpoint.name / file.relative_to(checkpoint)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     file.download(target)
+                _move_best(self.folder / checkpoint.name)
+
+
+def _move_best(checkpoint: Path) -> None:
+    """Let Trainer find the best checkpoint here: it noted the folder of the machine that saved."""
+    place = checkpoint / LAST_FILE
+    state = json.loads(place.read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    if best:
+        state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
+        place.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_whole(path: Path) -> bool:

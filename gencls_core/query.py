@@ -8,9 +8,10 @@
     predictions         report/predictions.parquet
     errors              predictions whose `predicted` is not the `label`, with the text
 
-The views are Arrow datasets over exactly the committed shards, so the database itself opens no
-file: it runs with external access off and its configuration locked. A query can read these views
-and nothing else; it cannot write, attach, install or load anything.
+The views are Arrow datasets over exactly the committed shards, in a folder or in an object store,
+so the database itself opens no file: it runs with external access off and its configuration
+locked. A query can read these views and nothing else; it cannot write, attach, install or load
+anything.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
+from gencls_core.remote_path import Location, RemotePath, store_failure
 from gencls_core.run import RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
+from gencls_core.storage import filesystem_of
 
 __all__ = ["open_query", "run_query"]
 
@@ -114,7 +116,7 @@ def _score_dataset(store: ScoreStore, records: Sequence[ShardRecord]) -> ds.Data
     for name in ("class", "system"):
         schema = schema.append(pa.field(name, pa.string()))
     return _files(
-        [str(store.shard_path(record.key).absolute()) for record in records],
+        [store.shard_path(record.key) for record in records],
         schema,
         [
             (ds.field("class") == record.class_name) & (ds.field("system") == record.system)
@@ -124,15 +126,15 @@ def _score_dataset(store: ScoreStore, records: Sequence[ShardRecord]) -> ds.Data
 
 
 def _files(
-    paths: list[str], schema: pa.Schema, partitions: list[ds.Expression]
+    paths: Sequence[Location], schema: pa.Schema, partitions: list[ds.Expression]
 ) -> ds.Dataset | pa.Table:
     if not paths:
         return schema.empty_table()
     return ds.FileSystemDataset.from_paths(
-        paths,
+        [filesystem_of(path)[1] for path in paths],
         schema=schema,
         format=ds.ParquetFileFormat(),
-        filesystem=fs.LocalFileSystem(),
+        filesystem=filesystem_of(paths[0])[0],
         partitions=partitions,
     )
 
@@ -143,7 +145,7 @@ def _add_examples(connection: duckdb.DuckDBPyConnection, run: RunDirectory) -> t
         return ()
     dataset = run.dataset()
     names = [name for name in ("train", "validation", "test") if name in dataset.splits]
-    paths = [str((dataset.path / f"{name}.parquet").absolute()) for name in names]
+    paths = [dataset.path / f"{name}.parquet" for name in names]
     schema = EXAMPLE_SCHEMA.append(pa.field("split", pa.string()))
     partitions = [ds.field("split") == name for name in names]
     connection.register("examples", _files(paths, schema, partitions))
@@ -187,10 +189,11 @@ def _add_predictions(
     if not path.exists():
         return
     try:
-        schema = pq.read_schema(path)
+        filesystem, name = filesystem_of(path)
+        schema = pq.read_schema(name, filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise _torn(run, error) from None
-    connection.register("predictions", _files([str(path.absolute())], schema, [ds.scalar(True)]))
+    connection.register("predictions", _files([path], schema, [ds.scalar(True)]))
     text, join = "", ""
     if with_texts:
         text = ", texts.text"
@@ -227,7 +230,7 @@ def _explained(
             f"the query names what is not there\n{error}",
             remedy=f"the views and their columns: {_views(connection)}",
         )
-    if str(run.path.absolute()) in str(error):  # Arrow names the file that it could not read
+    if _key(run.path) in str(error):  # Arrow names the file that it could not read
         return _torn(run, error)
     return UsageError.of(f"the query failed\n{error}")
 
@@ -252,8 +255,13 @@ def _views(connection: duckdb.DuckDBPyConnection) -> str:
     return "; ".join(f"{view} ({', '.join(map(shown, columns))})" for view, columns in rows)
 
 
+def _key(path: Location) -> str:
+    """Give the part of a place that Arrow's messages name: of an object, it is without bucket."""
+    return path.key.partition("/")[2] if isinstance(path, RemotePath) else str(path.absolute())
+
+
 def _torn(run: RunDirectory, error: Exception) -> StoreError:
-    return StoreError.of(
+    return store_failure(run.path, error) or StoreError.of(
         "cannot read a file of the run",
         place=run.path,
         found=_first_line(error),

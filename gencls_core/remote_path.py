@@ -11,25 +11,27 @@ place, so that no caller has to know the errors of five client libraries.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import parse_qs, urlsplit
 
-import pyarrow.fs as pafs
-
 from gencls_core.errors import StoreError, UsageError
+from gencls_core.store_client import connect
 
-__all__ = ["Location", "RemotePath", "RemoteStat", "as_location", "uri_of"]
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
 
-S3_ATTEMPTS = 5
-"""Tries of one request; the client waits longer after each (AWS standard retry)."""
-CONNECT_SECONDS = 5.0
-REQUEST_SECONDS = 30.0
+__all__ = ["Location", "RemotePath", "RemoteStat", "as_location", "store_failure", "uri_of"]
+
+READ_BYTES = 16 << 20
+"""An object is read in parts of at most this size."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class RemotePath:
     key: str
     """Bucket and key, without a slash at either end."""
     options: str = ""
-    """The query of the URI: region, endpoint_override, scheme. Never credentials."""
+    """The query of the URI: where the store is, how long it is waited for. Never credentials."""
 
     @classmethod
     def parse(cls, uri: str) -> RemotePath:
@@ -123,7 +125,7 @@ class RemotePath:
     @property
     def filesystem(self) -> pafs.FileSystem:
         """The Arrow file system, one per process and set of options."""
-        return _filesystem(self.scheme, self.options)
+        return connect(self.scheme, self.options)
 
     def _info(self) -> pafs.FileInfo:
         with self._errors("looked up"):
@@ -131,20 +133,20 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Say whether there is such an object, or a key that begins with it."""
-        return bool(self._info().type != pafs.FileType.NotFound)
+        return bool(self._info().type.name != "NotFound")
 
     def is_file(self) -> bool:
         """Say whether there is such an object."""
-        return bool(self._info().type == pafs.FileType.File)
+        return bool(self._info().type.name == "File")
 
     def is_dir(self) -> bool:
         """Say whether there are keys below this one."""
-        return bool(self._info().type == pafs.FileType.Directory)
+        return bool(self._info().type.name == "Directory")
 
     def stat(self) -> RemoteStat:
         """Give size and time; raises FileNotFoundError."""
         info = self._info()
-        if info.type != pafs.FileType.File:
+        if info.type.name != "File":
             raise FileNotFoundError(str(self))
         return _stat_of(info)
 
@@ -174,18 +176,19 @@ class RemotePath:
     def files(self) -> Iterator[tuple[RemotePath, RemoteStat]]:
         """Give every object below with its size and time, from the listing alone."""
         for info in self._list(recursive=True):
-            if info.type == pafs.FileType.File:
+            if info.type.name == "File":
                 yield RemotePath(self.scheme, info.path, self.options), _stat_of(info)
 
     def _list(self, *, recursive: bool) -> list[pafs.FileInfo]:
+        import pyarrow.fs as pafs
+
         selector = pafs.FileSelector(self.key, recursive=recursive, allow_not_found=True)
         with self._errors("listed"):
             return list(self.filesystem.get_file_info(selector))
 
     def read_bytes(self) -> bytes:
         """Read an object whole; raises FileNotFoundError."""
-        with self._errors("read"), self.filesystem.open_input_file(self.key) as stream:
-            return cast(bytes, stream.read())
+        return b"".join(self.chunks())
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Read an object whole as text; raises FileNotFoundError."""
@@ -213,21 +216,43 @@ class RemotePath:
         request names them all.
         """
         with self._errors("written"):
-            # No `with`: closing after a failed write would publish what had come so far.
             stream: Any = self.filesystem.open_output_stream(self.key, buffer_size=None)
-            while chunk := source.read(64 << 20):
-                stream.write(chunk)
-            stream.close()
+            try:
+                while chunk := source.read(64 << 20):
+                    stream.write(chunk)
+                stream.close()
+            except BaseException:
+                # Arrow closes a stream that is collected, and that would publish the parts that
+                # had come so far. It has no way to give one up: this one is kept for ever.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
+                raise
 
     def download(self, destination: Path) -> None:
         """Copy an object into a file; raises FileNotFoundError."""
-        with (
-            self._errors("read"),
-            self.filesystem.open_input_stream(self.key) as stream,
-            destination.open("wb") as target,
-        ):
-            while chunk := stream.read(16 << 20):
+        with destination.open("wb") as target:
+            for chunk in self.chunks():
                 target.write(chunk)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Read an object part by part; raises FileNotFoundError."""
+        with self._errors("read"), self.filesystem.open_input_stream(self.key) as stream:
+            while chunk := self._read(stream):
+                yield chunk
+
+    def _read(self, stream: Any) -> bytes:
+        """Read the next part; once more where Arrow had no room for the store's refusal.
+
+        A refusal (500, 503) that is longer than what is asked for does not fit into Arrow's buffer
+        and is then not tried again, so every file of some hundred bytes would end a run.
+        """
+        for pause in (0.1, 0.4, 1.6, 6.4):
+            try:
+                return cast(bytes, stream.read(READ_BYTES))
+            except OSError as error:
+                if "Failed to flush response stream" not in str(error):
+                    raise
+                time.sleep(pause * random.uniform(0.5, 1.0))
+        return cast(bytes, stream.read(READ_BYTES))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete an object."""
@@ -250,13 +275,7 @@ class RemotePath:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StoreError.of(
-                f"cannot be {what}: the object store refused or did not answer",
-                place=str(self),
-                found=str(error).strip().splitlines()[0],
-                remedy="check bucket, region, credentials and network, then run the same command "
-                "again: it goes on from what is committed",
-            ) from error
+            raise _failure(what, self, error) from error
 
 
 Location = Path | RemotePath
@@ -284,30 +303,28 @@ def uri_of(location: Location) -> str:
     return location.uri if isinstance(location, RemotePath) else str(location)
 
 
+def store_failure(location: Location, error: Exception) -> StoreError | None:
+    """Say that the store failed while Arrow or DuckDB read a file; None for any other error.
+
+    A file that is torn, or not there, is no failure of the store: its remedy is another.
+    """
+    if isinstance(location, RemotePath) and any(name in str(error) for name in _CLIENT_ERRORS):
+        return _failure("read", location, error)
+    return None
+
+
+_CLIENT_ERRORS = ("AWS Error", "google::cloud::Status", "Azure Error")
+
+
+def _failure(what: str, path: RemotePath, error: Exception) -> StoreError:
+    return StoreError.of(
+        f"cannot be {what}: the object store refused or did not answer",
+        place=str(path),
+        found=str(error).strip().splitlines()[0],
+        remedy="check bucket, region, credentials and network, then run the same command again: "
+        "it goes on from what is committed",
+    )
+
+
 def _stat_of(info: pafs.FileInfo) -> RemoteStat:
     return RemoteStat(st_size=int(info.size), st_mtime=(info.mtime_ns or 0) / 1e9)
-
-
-@lru_cache(maxsize=16)
-def _filesystem(scheme: str, options: str) -> pafs.FileSystem:
-    if scheme != "s3":
-        filesystem, _ = pafs.FileSystem.from_uri(f"{scheme}://bucket/key?{options}")
-        return filesystem
-    given = {name: values[-1] for name, values in parse_qs(options).items()}
-    known = {"region", "endpoint_override", "scheme"}
-    if given.keys() - known:
-        raise UsageError.of(
-            "an S3 URI with unknown options",
-            found=", ".join(sorted(given.keys() - known)),
-            expected=", ".join(sorted(known)),
-        )
-    return pafs.S3FileSystem(
-        **given,
-        # Without it every small object costs three requests instead of one put.
-        allow_delayed_open=True,
-        # A write has failed or succeeded when it returns.
-        background_writes=False,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        connect_timeout=CONNECT_SECONDS,
-        request_timeout=REQUEST_SECONDS,
-    )

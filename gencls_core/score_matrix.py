@@ -1,28 +1,36 @@
 """One system's scores as a matrix: an example a row, a class a column.
 
 The score store is long (one row per example and class) so that classes can be added and resumed
-one by one. Bayes' rule needs them side by side. Reading is columnar throughout, a shard at a time:
-no Python object is made per score, and beside the matrix only one class's columns are in memory.
-What needs no view of all rows at once goes through `iter_likelihoods`, in the memory of one shard.
+one by one. Bayes' rule needs them side by side. Reading is columnar throughout, a shard at a time
+(score_columns.py): no Python object is made per score, and beside the matrix only one class's
+columns are in memory. What needs no view of all rows at once goes through `iter_likelihoods`, in
+the memory of a few shards.
 
 Shapes: N examples, C classes.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gencls_core.errors import StoreError
+from gencls_core.score_columns import (
+    BoolArray,
+    Columns,
+    FloatArray,
+    IntArray,
+    Place,
+    ahead,
+    read_columns,
+    refuse_duplicates,
+    shards_by_class,
+)
 from gencls_core.scores import Quantity, ScoreStore, ShardRecord
 
 __all__ = [
@@ -35,23 +43,6 @@ __all__ = [
     "read_likelihoods",
 ]
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-
-RERUN = "run the same command again: it computes what is missing"
-_COLUMNS = [
-    "example_id",
-    "label",
-    "score",
-    "quantity",
-    "num_tokens",
-    "truncated",
-    "num_windows",
-    "loss_score",
-]
-_READ_AHEAD = 4
-"""Shards read while one is worked on: an object store answers slowly, but many at a time."""
 _BLOCK_ROWS = 1 << 16
 
 
@@ -122,7 +113,7 @@ def read_likelihoods(store: ScoreStore, system: str, classes: Sequence[str]) -> 
             NaN, or when classes disagree about labels, tokens or the quantity. The message names
             the class and how many rows.
     """
-    shards = _shards_by_class(store, system, classes)
+    shards = shards_by_class(store, system, classes)
     return _side_by_side(store, system, shards)
 
 
@@ -131,40 +122,29 @@ def iter_likelihoods(
 ) -> Iterator[LikelihoodMatrix]:
     """Read the same rows in the same order as `read_likelihoods`, one range of examples at a time.
 
-    Needs the memory of one shard of every class, however many there are. An example that stands in
-    two ranges is not noticed: ranges that overlap are refused instead.
+    Needs the memory of a few shards, however many there are. An example that stands in two ranges
+    is not noticed: ranges that overlap are refused instead.
 
     Raises:
         StoreError: as `read_likelihoods` does, at the range in question; and when the classes'
             shards are not cut at the same examples.
     """
-    shards = _shards_by_class(store, system, classes)
+    shards = shards_by_class(store, system, classes)
     first = next(iter(shards))
     ranges = [(record.start, record.stop) for record in shards[first]]
     for name, of_class in shards.items():
         found = [(record.start, record.stop) for record in of_class]
         if found != ranges or any(a[1] != b[0] for a, b in pairwise(found)):
-            raise _Place(store, system, name).error(
+            raise Place(store, system, name).error(
                 "has shards that are not cut as those of the first class",
                 f"{len(found):,} shards",
                 f"{len(ranges):,} shards, one after the other",
             )
-    for index in range(len(ranges)):
-        part = {name: [of_class[index]] for name, of_class in shards.items()}
-        yield _side_by_side(store, system, part)
-
-
-def _shards_by_class(
-    store: ScoreStore, system: str, classes: Sequence[str]
-) -> dict[str, list[ShardRecord]]:
-    """Give every class's shards in example order; refuses gaps."""
-    if not classes:
-        raise StoreError.of("no class to read scores of", place=str(store.path))
-    shards: dict[str, list[ShardRecord]] = {name: [] for name in classes}
-    for record in store.records(system):
-        if record.class_name in shards:
-            shards[record.class_name].append(record)
-    return {name: _whole(_Place(store, system, name), found) for name, found in shards.items()}
+    parts = [
+        {name: [of_class[index]] for name, of_class in shards.items()}
+        for index in range(len(ranges))
+    ]
+    yield from ahead(lambda part: _side_by_side(store, system, part), parts)
 
 
 def _side_by_side(
@@ -176,12 +156,12 @@ def _side_by_side(
     reference = pa.array([], pa.string())
     loss_scores: FloatArray | None = None
     for column, (name, records) in enumerate(shards.items()):
-        place = _Place(store, system, name)
-        found = _read_columns(place, records, classes)
+        place = Place(store, system, name)
+        found = read_columns(place, records, classes)
         if matrix is None:
             reference = found.example_ids.combine_chunks()
-            _refuse_duplicates(place, reference)
-            matrix = _matrix_of(place, found, classes)
+            refuse_duplicates(place, reference)
+            matrix = _matrix_of(found, classes)
             loss_scores = None if found.loss_scores is None else np.empty_like(matrix.scores)
             rows = None
         else:
@@ -200,105 +180,7 @@ def _side_by_side(
     return replace(matrix, loss_scores=loss_scores if len(matrix) else None)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a row stands, for messages."""
-
-    store: ScoreStore
-    system: str
-    class_name: str
-
-    def error(self, problem: str, found: str, expected: str | None = None) -> StoreError:
-        return StoreError.of(
-            f"class {self.class_name!r} of system {self.system!r} {problem}",
-            place=self.store.directory(self.system, self.class_name),
-            found=found,
-            expected=expected,
-            remedy=RERUN,
-        )
-
-
-def _whole(place: _Place, records: list[ShardRecord]) -> list[ShardRecord]:
-    """Give a class's shards in example order; refuse gaps, which no comparison of ids can see
-    when every class lacks the same shard."""
-    if not records:
-        raise place.error("has no committed scores", "0 shards")
-    records = sorted(records, key=lambda record: (record.start, record.stop))
-    reached = 0
-    for record in records:
-        if record.start > reached:
-            raise place.error(
-                "lacks scores", f"examples {reached:,} to {record.start - 1:,} have none"
-            )
-        reached = max(reached, record.stop)
-    if records[-1].index != records[-1].count - 1:
-        raise place.error(
-            "lacks scores",
-            f"{len(records)} shards, none after example {reached:,}",
-            f"{records[-1].count} shards",
-        )
-    return records
-
-
-@dataclass(frozen=True, eq=False)
-class _Columns:
-    """One class's rows, in the order of its shards."""
-
-    example_ids: pa.ChunkedArray
-    label_codes: IntArray
-    scores: FloatArray
-    num_tokens: IntArray
-    truncated: BoolArray
-    num_windows: IntArray
-    loss_scores: FloatArray | None
-    quantity: Quantity
-
-
-def _read_columns(place: _Place, records: list[ShardRecord], classes: tuple[str, ...]) -> _Columns:
-    """Read a class's shards one after the other; of a shard only numbers and ids are kept."""
-    ids, labels, quantities = [], [], set()
-    columns: dict[str, list[npt.NDArray[Any]]] = {}
-    has_loss, unknown = True, 0
-    for table in _tables_ahead(place.store, records):
-        ids.extend(table.column("example_id").chunks)
-        labels.append(_codes(table.column("label"), classes))
-        unknown += int((labels[-1] < 0).sum()) - table.column("label").null_count
-        quantities.update(pc.unique(table.column("quantity")).to_pylist())
-        has_loss = has_loss and table.column("loss_score").null_count == 0
-        for name in ("score", "num_tokens", "truncated", "num_windows", "loss_score"):
-            if name != "loss_score" or has_loss:
-                columns.setdefault(name, []).append(table.column(name).to_numpy())
-    if unknown:
-        raise place.error(
-            "holds labels that are no class", f"{unknown:,} rows", f"one of {', '.join(classes)}"
-        )
-    if len(quantities) > 1:
-        raise place.error("mixes quantities", ", ".join(sorted(quantities)))
-    return _Columns(
-        example_ids=pa.chunked_array(ids, pa.string()),
-        label_codes=np.concatenate(labels),
-        scores=np.concatenate(columns["score"]),
-        num_tokens=np.concatenate(columns["num_tokens"]).astype(np.int64),
-        truncated=np.concatenate(columns["truncated"]).astype(np.bool_),
-        num_windows=np.concatenate(columns["num_windows"]).astype(np.int64),
-        loss_scores=np.concatenate(columns["loss_score"]) if has_loss else None,
-        quantity=cast(Quantity, quantities.pop() if quantities else "log_likelihood"),
-    )
-
-
-def _tables_ahead(store: ScoreStore, records: list[ShardRecord]) -> Iterator[pa.Table]:
-    """Give the shards' tables in order, the next ones being read meanwhile."""
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        waiting: deque[Future[pa.Table]] = deque()
-        for record in records:
-            waiting.append(pool.submit(store.read, [record], _COLUMNS))
-            if len(waiting) > _READ_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _matrix_of(place: _Place, found: _Columns, classes: tuple[str, ...]) -> LikelihoodMatrix:
+def _matrix_of(found: Columns, classes: tuple[str, ...]) -> LikelihoodMatrix:
     """Take everything but the scores from the first class."""
     return LikelihoodMatrix(
         example_ids=found.example_ids,
@@ -313,11 +195,11 @@ def _matrix_of(place: _Place, found: _Columns, classes: tuple[str, ...]) -> Like
     )
 
 
-def _rows_of(place: _Place, ids: pa.ChunkedArray, reference: pa.Array) -> IntArray | None:
+def _rows_of(place: Place, ids: pa.ChunkedArray, reference: pa.Array) -> IntArray | None:
     """Give the matrix row of each of a class's rows; None when they are in the same order."""
     if ids.equals(pa.chunked_array([reference], pa.string())):
         return None
-    _refuse_duplicates(place, ids)
+    refuse_duplicates(place, ids.combine_chunks())
     rows = pc.index_in(ids, value_set=reference)
     missing = len(reference) - (len(ids) - rows.null_count)
     if missing or rows.null_count:
@@ -329,14 +211,8 @@ def _rows_of(place: _Place, ids: pa.ChunkedArray, reference: pa.Array) -> IntArr
     return cast(IntArray, rows.to_numpy().astype(np.int64))
 
 
-def _refuse_duplicates(place: _Place, ids: pa.Array | pa.ChunkedArray) -> None:
-    twice = len(ids) - pc.count_distinct(ids).as_py()
-    if twice:
-        raise place.error("has examples scored more than once", f"{twice:,} rows too many")
-
-
 def _refuse_disagreement(
-    place: _Place, found: _Columns, rows: IntArray | None, matrix: LikelihoodMatrix
+    place: Place, found: Columns, rows: IntArray | None, matrix: LikelihoodMatrix
 ) -> None:
     """Every class must have scored the same tokens of the same labelled text."""
     target: Any = slice(None) if rows is None else rows
@@ -354,9 +230,3 @@ def _refuse_disagreement(
                 f"disagrees with the first class about {name}: their scores cannot be compared",
                 f"{differing:,} rows",
             )
-
-
-def _codes(labels: pa.ChunkedArray, classes: tuple[str, ...]) -> IntArray:
-    """Give the number of each label's class, -1 for null and for what is no class."""
-    found = pc.index_in(labels, value_set=pa.array(classes, pa.string()))
-    return cast(IntArray, found.fill_null(-1).to_numpy().astype(np.int64))

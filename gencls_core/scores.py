@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from gencls_core.errors import StoreError
 from gencls_core.ownership import Fence
-from gencls_core.remote_path import Location, RemotePath
+from gencls_core.remote_path import Location, RemotePath, store_failure
 from gencls_core.score_records import (
     PARTITION_FIELDS,
     SCORE_FORMAT,
@@ -297,7 +297,7 @@ class ScoreStore:
                     name, columns=wanted, partitioning=None, filesystem=filesystem
                 )
             except (OSError, pa.ArrowInvalid) as error:
-                raise StoreError.of(
+                raise store_failure(path, error) or StoreError.of(
                     "cannot read a committed score shard",
                     place=str(path),
                     found=str(error).splitlines()[0],

@@ -32,6 +32,7 @@ __all__ = [
     "class_name_of",
     "digest_of",
     "file_sha256",
+    "files_below",
     "filesystem_of",
     "gencls_home",
     "local_folder",
@@ -246,6 +247,20 @@ def resolve_below(path: Location, relative: str) -> Location:
     return path
 
 
+def files_below(path: Location) -> dict[str, int]:
+    """Give every file below a folder, named from it on, with its size in bytes."""
+    if isinstance(path, RemotePath):
+        return {str(file.relative_to(path)): stat.st_size for file, stat in path.files()}
+    found = {}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder) / name
+            # A file that goes meanwhile, as a heartbeat's does, was not there.
+            with contextlib.suppress(FileNotFoundError):
+                found[file.relative_to(path).as_posix()] = file.lstat().st_size
+    return found
+
+
 def size_of(path: Location) -> int | None:
     """Give a file's size in bytes, None where there is none."""
     try:
@@ -291,7 +306,10 @@ def digest_of(value: Any) -> str:
 def file_sha256(path: Location) -> str:
     """Give the SHA-256 (64 hex digits) of a file's bytes."""
     if isinstance(path, RemotePath):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        for chunk in path.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

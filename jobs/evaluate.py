@@ -63,7 +63,7 @@ def evaluate_command(model_dir: Location, output: Path | None, **flags: Any) -> 
 
     events = draw(evaluate_models(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
-    report = Path(finished.message)
+    report = as_location(finished.message)
     if output is not None:
         write_json(output, read_json(report / "report.json"))
     print_summary(report)
@@ -119,16 +119,15 @@ def classify_command(model_dir: Location, texts: Path, output: Path, **flags: An
 
     from cluster.evaluation import classify_texts
     from gencls_core.events import StageFinished
-    from gencls_core.report import infer, write_predictions
+    from gencls_core.report import predict
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
 
     events = draw(classify_texts(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
     run = RunDirectory(as_location(finished.message))
-    inference = infer(run, prior=flags["prior"], models_of=RunDirectory(model_dir))
-    write_predictions(inference, output)
-    click.echo(f"{len(inference.matrix.scores):,} predictions: {output}")
+    rows = predict(run, output, prior=flags["prior"], models_of=RunDirectory(model_dir))
+    click.echo(f"{rows:,} predictions: {output}")
 
 
 def _data_config(model_dir: Location, values: dict[str, Any] | None) -> Any:

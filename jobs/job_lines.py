@@ -93,8 +93,7 @@ class JobLines:
             return
         self._told, self._told_at = dict(self._state), time.monotonic()
         text = json.dumps(self._state, ensure_ascii=False)
-        # On a line of its own, whatever was printed before.
-        print(f"\n#gencls {text}", file=sys.stderr, flush=True)
+        print(f"#gencls {text}", file=sys.stderr, flush=True)
 
 
 def _result(folder: str) -> dict[str, Any]:

@@ -22,6 +22,9 @@ __all__ = [
 JSON = click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 JOB = click.argument("job_id", metavar="ID")
 
+PLAIN_WIDTH = 120
+"""Characters of a line where no terminal says how many it has."""
+
 END_SECONDS = 30.0
 """A log ends a little before Ray notes how the job ended."""
 
@@ -48,15 +51,20 @@ def jobs_command(address: str | None, as_json: bool, last: int) -> None:
     if not views:
         click.echo(f"No job has been submitted to {target.url}.")
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(header_style="bold", show_lines=False)
-    table.add_column("id", overflow="fold", min_width=23)
-    for name in ("state", "what", "progress"):
-        table.add_column(name)
-    table.add_column("age", justify="right")
-    table.add_column("accuracy", justify="right")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("id", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what", overflow="fold")
+    table.add_column("progress", overflow="fold")
+    for name in ("age", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
     for view in views:
         table.add_row(
             view.id,
@@ -66,7 +74,6 @@ def jobs_command(address: str | None, as_json: bool, last: int) -> None:
             _duration(view.age_seconds),
             "" if view.accuracy is None else f"{100 * view.accuracy:.1f} %",
         )
-    console = Console(highlight=False)
     console.print(table)
     for view in views:
         if view.why:

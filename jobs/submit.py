@@ -100,7 +100,7 @@ def submit_command(
     unshipped = [] if target.development else shipment.unshipped_paths()
     if unshipped:
         click.echo(
-            f"! not shipped, so the cluster must see it under the same path: {', '.join(unshipped)}",
+            f"! not shipped; the cluster must see it under the same path: {', '.join(unshipped)}",
             err=True,
         )
     client = target.client()

@@ -41,7 +41,11 @@ class SharedRay:
 
         if not self.runs:
             budget = Budget.of(cpus=2, memory_bytes=8 * GB)
-            self._stack.enter_context(ray_session(budget))
+            # Ray ends idle workers when there are more than CPUs. Those that trained have torch
+            # loaded, and the next training would have to load it again.
+            with pytest.MonkeyPatch.context() as environment:
+                environment.setenv("RAY_num_workers_soft_limit", "8")
+                self._stack.enter_context(ray_session(budget))
             self.runs = True
 
     def stop(self) -> None:

@@ -68,3 +68,20 @@ def test_help_loads_nothing_heavy(arguments):
 
 def test_the_library_is_light_to_import():
     assert not loaded_by("import gencls_core") & {"torch", "ray", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        # A run that has nothing left to do starts without them.
+        ("cluster.pipeline", {"torch", "transformers", "sklearn", "matplotlib", "datasets"}),
+        ("cluster.evaluation", {"torch", "transformers", "sklearn", "matplotlib", "datasets"}),
+        # Training runs in workers: the driver hands out paths.
+        ("cluster.training", {"torch", "transformers"}),
+        ("gencls_core.report", {"torch", "transformers", "sklearn", "ray"}),
+        # Each scoring actor is a process that starts anew.
+        ("gencls_core.scoring", {"peft", "datasets", "sklearn", "pandas", "matplotlib", "duckdb"}),
+    ],
+)
+def test_modules_load_what_they_need(module, unneeded):
+    assert not loaded_by(f"import {module}") & unneeded

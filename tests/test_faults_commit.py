@@ -21,9 +21,9 @@ from gencls_core.errors import StoreError
 from gencls_core.scores import ScoreStore, read_scores
 
 
-def commit(run, digest: str = "d") -> None:
+def commit(run, digest: str = "d", shard_size: int = 8) -> None:
     """Commit one shard under every class."""
-    shard = shards_of(run, 8)[0]
+    shard = shards_of(run, shard_size)[0]
     texts = run.dataset().read("test", shard.start, shard.stop)
     for key in shard.keys:
         table = StubModels().score(texts, key.class_name, SequenceConfig(), ScoringConfig())
@@ -170,7 +170,7 @@ def test_a_full_disk(small_disk):
     before_it = read_scores(run.scores.path)
     fill(small_disk / "filler")
     with pytest.raises(StoreError, match="no space is left") as error:
-        commit(run, "again")
+        commit(run, shard_size=4)
     assert "free some space" in str(error.value)
     assert "run the same command again" in str(error.value)
     records = ScoreStore(run.scores.path).records()

@@ -23,6 +23,7 @@ from gencls_core.posterior import (
     resolve_prior,
     why_not_calibrated,
 )
+from gencls_core.score_matrix import blocks_of, iter_likelihoods
 from gencls_core.scores import ScoreStore, ShardKey
 
 
@@ -35,7 +36,7 @@ def matrix_of(
     rows = len(labels)
     return LikelihoodMatrix(
         example_ids=pa.chunked_array([[str(row) for row in range(rows)]], pa.string()),
-        labels=labels,
+        label_codes=np.array([-1 if x is None else classes.index(x) for x in labels], np.int64),
         classes=classes,
         scores=np.asarray(scores, dtype=np.float64),
         num_tokens=np.full(rows, 10),
@@ -93,6 +94,18 @@ class TestLogPosterior:
         found = log_posterior(scores, prior, calibration)
         joint = np.exp(0.4 * scores + [0.5, -0.2, -0.3]) * [0.5, 0.3, 0.2]
         np.testing.assert_allclose(np.exp(found), joint / joint.sum(1, keepdims=True), rtol=1e-12)
+
+    def test_blocks_change_no_bit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        random = np.random.default_rng(2)
+        scores = random.normal(-300, 30, (50, 4))
+        labels = random.integers(-1, 4, 50)
+        prior = dict(zip("abcd", (0.1, 0.2, 0.3, 0.4), strict=True))
+        whole = log_posterior(scores, prior)
+        figures = evaluate(whole, labels, tuple(prior))
+        monkeypatch.setattr("gencls_core.score_matrix._BLOCK_ROWS", 7)
+        assert len(list(blocks_of(50))) == 8
+        np.testing.assert_array_equal(log_posterior(scores, prior), whole)
+        assert evaluate(whole, labels, tuple(prior)) == figures
 
     def test_long_texts_do_not_underflow(self) -> None:
         found = log_posterior(np.array([[-9000.0, -9001.0]]), {"a": 0.5, "b": 0.5})
@@ -202,7 +215,8 @@ class TestReadLikelihoods:
     def test_side_by_side(self, tmp_path: Path) -> None:
         matrix = read_likelihoods(self.store(tmp_path), "class-lm", CLASSES)
         assert matrix.example_ids.to_pylist() == list(self.ids)
-        assert matrix.labels == ["Sci/Tech", "01", None, "a&b <x>"]
+        assert matrix.labels.to_pylist() == ["Sci/Tech", "01", None, "a&b <x>"]
+        assert [matrix.label(row) for row in range(4)] == matrix.labels.to_pylist()
         assert matrix.label_codes.tolist() == [0, 1, -1, 2]
         np.testing.assert_array_equal(
             matrix.scores, [[-10.0 * c - row for c in range(3)] for row in range(4)]
@@ -230,6 +244,7 @@ class TestReadLikelihoods:
         ("change", "message"),
         [
             ({"ids": ["e0", "e1", "e1", "e3"]}, "'01'.*\n.*1 rows too many"),
+            ({"ids": ["e3", "e0", "e10", "e0"]}, "'01'.*\n.*1 rows too many"),
             ({"ids": ["e0", "e1", "e9", "e3"]}, "'01'.*\n.*1 examples without a score, 1 that"),
             ({"labels": ["01", "01", None, "a&b <x>"]}, "about labels\n.*1 rows"),
             ({"num_tokens": [10, 10, 11, 11]}, "about num_tokens.*\n.*2 rows"),
@@ -241,6 +256,34 @@ class TestReadLikelihoods:
         with pytest.raises(StoreError, match=message) as caught:
             read_likelihoods(self.store(tmp_path, c1=change), "class-lm", CLASSES)
         assert "run the same command again" in str(caught.value)
+
+    @pytest.mark.parametrize("ids", [("e0", "e1", "e2", "e3"), ("e9", "e10", "e2", "e3")])
+    def test_range_by_range(self, tmp_path: Path, ids: tuple[str, ...]) -> None:
+        store = self.store(tmp_path, **{f"c{c}": {"ids": list(ids)} for c in range(3)})
+        whole = read_likelihoods(store, "class-lm", CLASSES)
+        parts = list(iter_likelihoods(store, "class-lm", CLASSES))
+        assert [len(part) for part in parts] == [2, 2]
+        assert tuple(x for part in parts for x in part.example_ids.to_pylist()) == ids
+        assert [x for part in parts for x in part.labels.to_pylist()] == whole.labels.to_pylist()
+        for name in ("scores", "num_tokens", "truncated", "num_windows"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(joined, getattr(whole, name))
+
+    def test_ranges_that_are_cut_differently(self, tmp_path: Path) -> None:
+        store = self.store(tmp_path)
+        store.drop("class-lm", "01")
+        rows = score_table(list(self.ids), ["Sci/Tech", "01", None, "a&b <x>"], [-1.0] * 4)
+        store.commit(ShardKey("class-lm", "01", 0, 1), rows, start=0, digest="")
+        assert len(read_likelihoods(store, "class-lm", CLASSES)) == 4
+        with pytest.raises(StoreError, match=r"'01'.*not cut as"):
+            next(iter_likelihoods(store, "class-lm", CLASSES))
+
+    def test_contradictions_are_seen_in_their_range(self, tmp_path: Path) -> None:
+        store = self.store(tmp_path, c1={"num_tokens": [10, 10, 10, 11]})
+        ranges = iter_likelihoods(store, "class-lm", CLASSES)
+        assert next(ranges).scores.tolist() == [[0.0, -10.0, -20.0], [-1.0, -11.0, -21.0]]
+        with pytest.raises(StoreError, match=r"num_tokens.*\n.*1 rows"):
+            next(ranges)
 
     def test_duplicates_in_the_first_class(self, tmp_path: Path) -> None:
         store = self.store(tmp_path, c0={"ids": ["e0", "e1", "e1", "e3"]})

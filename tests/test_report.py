@@ -15,7 +15,7 @@ from report_fixtures import CLASSES, make_run
 from gencls_core.errors import DataError, StoreError, UsageError
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import infer
-from gencls_core.report.predictions import write_predictions
+from gencls_core.report.predictions import predict, write_predictions
 from gencls_core.report.schema import Report
 from gencls_core.report.schema_docs import schema_markdown
 from gencls_core.run import RunDirectory
@@ -260,6 +260,35 @@ def test_unlabelled_texts_can_be_predicted_not_reported(tmp_path: Path) -> None:
         write_predictions(inference, tmp_path / "p.xlsx")
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("likelihood", ["exact", "loss"])
+def test_predictions_shard_by_shard_are_the_same(
+    tmp_path: Path, suffix: str, likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", test_rows=50, unlabelled=3)
+    values = run.manifest()
+    values["config"]["scoring"]["likelihood"] = likelihood
+    run.write_manifest(values)
+    whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
+    assert write_predictions(infer(run), whole) == 50
+    monkeypatch.setattr("gencls_core.report.predictions._GROUP_ROWS", 20)
+    assert predict(run, parts) == 50
+    if suffix == ".parquet":
+        assert pq.read_table(parts).equals(pq.read_table(whole))
+        assert pq.ParquetFile(parts).num_row_groups > 1
+    else:
+        assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_nothing_is_published_when_a_range_is_torn(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    path = run.scores.shard_path(ShardKey("class-lm", "01", 1, 2))
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(StoreError, match="cannot read a committed score shard"):
+        predict(run, tmp_path / "p.parquet")
+    assert [found.name for found in tmp_path.iterdir()] == ["run"]
+
+
 def test_evaluation_takes_models_and_calibration_from_its_run(tmp_path: Path) -> None:
     origin = make_run(tmp_path / "run")
     evaluation = make_run(tmp_path / "other", validation_rows=0, seed=5)
@@ -269,7 +298,7 @@ def test_evaluation_takes_models_and_calibration_from_its_run(tmp_path: Path) ->
     assert report.calibration == build_report(origin).calibration
     assert report.tasks["01"].training is not None
     values = evaluation.manifest()
-    evaluation.write_manifest({**values, "calibration_run": str(origin.path)})
+    evaluation.write_manifest({**values, "calibration_run": "../run"})
     assert build_report(evaluation).calibration == report.calibration
 
 

@@ -11,6 +11,7 @@ tasks and scoring actors know one format and can read their own part of it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gencls_core.errors import DataError
-from gencls_core.remote_path import Location
+from gencls_core.remote_path import Location, store_failure
 from gencls_core.storage import digest_of, filesystem_of, read_json
 
 __all__ = [
@@ -147,13 +148,22 @@ class Dataset:
         self.split(name)
         return self.path / f"{name}.parquet"
 
-    def _open_split(self, split: SplitName) -> pq.ParquetFile:
-        filesystem, name = filesystem_of(self.split_path(split))
-        return pq.ParquetFile(name, filesystem=filesystem, pre_buffer=True)
+    @contextlib.contextmanager
+    def _reading(self, split: SplitName) -> Iterator[pq.ParquetFile]:
+        path = self.split_path(split)
+        filesystem, name = filesystem_of(path)
+        try:
+            with pq.ParquetFile(name, filesystem=filesystem, pre_buffer=True) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as error:
+            failure = store_failure(path, error)
+            if failure is None:
+                raise
+            raise failure from error
 
     def read(self, split: SplitName, start: int = 0, stop: int | None = None) -> pa.Table:
         """Read rows [start, stop) of a split; only the row groups that hold them are loaded."""
-        with self._open_split(split) as parquet:
+        with self._reading(split) as parquet:
             metadata = parquet.metadata
             stop = metadata.num_rows if stop is None else min(stop, metadata.num_rows)
             groups, first, skipped = [], 0, 0
@@ -169,7 +179,7 @@ class Dataset:
 
     def iter_batches(self, split: SplitName, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Go through a split in batches of at most ROW_GROUP_ROWS rows."""
-        with self._open_split(split) as parquet:
+        with self._reading(split) as parquet:
             yield from parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns)
 
     def texts_of(self, split: SplitName, label: str) -> list[str]:

@@ -15,7 +15,7 @@ from gencls_core.datasets.plan import FINAL_SPLITS, UNUSED, Plan
 from gencls_core.datasets.source import ALL, Source
 from gencls_core.datasets.survey import text_hash
 
-__all__ = ["SplitWriter", "write_splits"]
+__all__ = ["SplitWriter", "row_frame", "write_splits"]
 
 # Very long texts: a row group is closed before its texts take more memory than this.
 _ROW_GROUP_BYTES = 8 << 20
@@ -45,18 +45,17 @@ class SplitWriter:
 
     def add(self, example_id: str, text: str, label: str | None) -> None:
         """Append one row."""
-        content = text.encode("utf-8")
-        frame = b"".join(map(_framed, (example_id.encode("utf-8"), content)))
-        frame += _framed(None if label is None else label.encode("utf-8"))
+        frame = row_frame(example_id, text, label)
         self._digest.update(frame)
         if label is not None:
             self._class_digests[label].update(frame)
             self._counts[label] += 1
         self._total += 1
-        self._longest_bytes = max(self._longest_bytes, len(content))
+        size = len(text.encode("utf-8"))
+        self._longest_bytes = max(self._longest_bytes, size)
         for name, value in zip(EXAMPLE_SCHEMA.names, (example_id, text, label), strict=True):
             self._rows[name].append(value)
-        self._held_bytes += len(content)
+        self._held_bytes += size
         if len(self._rows["text"]) == ROW_GROUP_ROWS or self._held_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
@@ -76,6 +75,14 @@ class SplitWriter:
             class_fingerprints={k: digest.hexdigest() for k, digest in self._class_digests.items()},
             longest_text_bytes=self._longest_bytes,
         )
+
+
+def row_frame(example_id: str, text: str, label: str | None) -> bytes:
+    """Give the bytes by which a row enters the fingerprints."""
+    return b"".join(
+        _framed(None if value is None else value.encode("utf-8"))
+        for value in (example_id, text, label)
+    )
 
 
 def _framed(value: bytes | None) -> bytes:

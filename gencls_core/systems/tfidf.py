@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,6 @@ class TfidfSystem:
 
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on: 64 hex digits."""
-        import sklearn
-
         return digest_of(
             {
                 "format": TFIDF_FORMAT,
@@ -61,7 +60,7 @@ class TfidfSystem:
                 "train": dataset.split("train").fingerprint,
                 "scored": dataset.split(split).fingerprint,
                 "strengths": _STRENGTHS,
-                "scikit-learn": sklearn.__version__,
+                "scikit-learn": version("scikit-learn"),
             }
         )
 
