@@ -48,7 +48,7 @@ class NotedLoad:
 
     folder: Path
 
-    def __call__(self, job: ScoringJob, classes: frozenset[str]) -> StubModels:
+    def __call__(self, job: ScoringJob, classes: frozenset[str]) -> Any:
         import ray
 
         (self.folder / f"{ray.get_runtime_context().get_node_id()}-{os.getpid()}").touch()

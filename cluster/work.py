@@ -110,7 +110,8 @@ def shard_work(
 ) -> ShardPlan:
     """Compare the shards that are wanted with those that are committed.
 
-    The bytes of committed shards are checked: a file that rotted or was edited is scored again.
+    The bytes of committed shards are checked, unless `check_scores` is off: a file that rotted or
+    was edited is scored again.
     """
     store = run.scores_of(split)
     ranges = shard_ranges(dataset.split(split).rows, config.scoring.shard_size)
@@ -128,7 +129,8 @@ def shard_work(
         for index, digest in enumerate(digests):
             wanted[ShardKey(SYSTEM, model.class_name, index, len(ranges))] = digest
     found = [r for r in store.records(SYSTEM) if wanted.get(r.key) == r.digest]
-    torn = tuple(record.key for record in store.torn(found))
+    checked = found if config.compute.check_scores else []
+    torn = tuple(record.key for record in store.torn(checked))
     committed = frozenset(record.key for record in found).difference(torn)
     work = []
     for index, (start, stop) in enumerate(ranges):

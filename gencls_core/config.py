@@ -244,6 +244,11 @@ class ComputeConfig(_Section):
     gpus_per_actor: Annotated[float, Field(ge=0.0001)] | None = Field(
         None, description="GPUs reserved for each scoring actor; default: one."
     )
+    check_scores: bool = Field(
+        True,
+        description="At the start, compare committed scores with their SHA-256 byte by byte, not "
+        "by size alone; `gencls verify` does so at any time.",
+    )
 
     @field_validator("gpus_per_class", "gpus_per_actor")
     @classmethod

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,8 +65,13 @@ __all__ = [
     "read_scores",
 ]
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 READERS = 16
 """Threads that read records and check files: object stores answer slowly but many at a time."""
+ITEMS_AT_ONCE = 256
+"""Files that a thread takes at once: handing out one by one would cost more than a local file."""
 
 
 class ScoreStore:
@@ -75,11 +82,7 @@ class ScoreStore:
 
     def directory(self, system: str, class_name: str) -> Location:
         """Give the partition folder of one class."""
-        return (
-            self.path
-            / f"system={class_directory_name(system)}"
-            / f"class={class_directory_name(class_name)}"
-        )
+        return self.path / _partition(system, class_name)
 
     def shard_path(self, key: ShardKey) -> Location:
         """Give the Parquet file of a shard."""
@@ -193,17 +196,13 @@ class ScoreStore:
             shard = name.replace("/_shard-", "/shard-").removesuffix(".json") + ".parquet"
             return self._read_record(self.path / name, sizes.get(shard))
 
+        # Reading local records is work for Python, which threads would only take turns at.
+        each = _in_threads if isinstance(self.path, RemotePath) else map
         return sorted(
-            (record for record in self._each(read, found) if record is not None),
-            key=lambda record: record.key,
+            (record for record in each(read, found) if record is not None),
+            # Not by `record.key`: a hundred thousand keys compare a million times.
+            key=lambda record: (record.system, record.class_name, record.index, record.count),
         )
-
-    def _each(self, work: Any, items: Sequence[Any]) -> list[Any]:
-        """Apply `work` to all items; in threads where waiting is most of it."""
-        if not isinstance(self.path, RemotePath) or len(items) < 2:
-            return [work(item) for item in items]
-        with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(work, items))
 
     def _files(self) -> Iterator[tuple[str, int]]:
         """Give every file below with its size, named from the store's folder on."""
@@ -226,11 +225,8 @@ class ScoreStore:
             except FileNotFoundError:
                 return True
 
-        if len(records) < 2:
-            return [record for record in records if is_torn(record)]
-        with ThreadPoolExecutor(READERS) as pool:
-            flags = pool.map(is_torn, records)
-            return [record for record, flag in zip(records, flags, strict=True) if flag]
+        flags = _in_threads(is_torn, records)
+        return [record for record, flag in zip(records, flags, strict=True) if flag]
 
     def orphans(self) -> list[str]:
         """Give the files that no commit record vouches for, named from the store's folder on.
@@ -238,11 +234,7 @@ class ScoreStore:
         What a killed writer leaves: temporary files, a shard without its record, a record without
         its shard or of another.
         """
-        vouched = set()
-        for record in self.records():
-            folder = self.directory(record.system, record.class_name)
-            for name in (f"{record.key.stem}.parquet", f"_{record.key.stem}.json"):
-                vouched.add(_name_below(folder / name, self.path))
+        vouched = {name for record in self.records() for name in _names(record.key)}
         return sorted(name for name, _ in self._files() if name not in vouched)
 
     def remove(self, names: Sequence[str]) -> None:
@@ -256,18 +248,12 @@ class ScoreStore:
         Left-overs of other settings, and of killed writers, would be seen by plain globs, and
         mixed with what a killed run had come to. Records go first.
         """
-        keep = set()
-        for key in wanted:
-            keep |= {
-                _name_below(self.record_path(key), self.path),
-                _name_below(self.shard_path(key), self.path),
-            }
+        keep = {name for key in wanted for name in _names(key)}
         return self._keep_only(keep, f"system={class_directory_name(system)}/")
 
     def drop(self, system: str, class_name: str) -> int:
         """Remove all files of one class; give how many."""
-        folder = self.directory(system, class_name)
-        return self._keep_only(set(), _name_below(folder, self.path) + "/")
+        return self._keep_only(set(), _partition(system, class_name) + "/")
 
     def _keep_only(self, keep: set[str], prefix: str) -> int:
         gone = [name for name, _ in self._files() if name.startswith(prefix) and name not in keep]
@@ -317,12 +303,32 @@ def read_scores(store: Location, system: str | None = None) -> pa.Table:
     return scores.read(scores.records(system))
 
 
+def _in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Give the results of `work` in order."""
+    if len(items) < 2:
+        yield from map(work, items)
+        return
+    size = min(ITEMS_AT_ONCE, math.ceil(len(items) / READERS))
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    with ThreadPoolExecutor(READERS) as pool:
+        for results in pool.map(lambda part: [work(item) for item in part], parts):
+            yield from results
+
+
 def _is_of(name: str, system: str) -> bool:
     return name.startswith(f"system={class_directory_name(system)}/")
 
 
-def _name_below(path: Location, store: Location) -> str:
-    return str(path.relative_to(store))  # type: ignore[arg-type]
+@lru_cache(maxsize=4096)
+def _partition(system: str, class_name: str) -> str:
+    """Name the folder of one class, from the store's folder on."""
+    return f"system={class_directory_name(system)}/class={class_directory_name(class_name)}"
+
+
+def _names(key: ShardKey) -> tuple[str, str]:
+    """Name the record and the file of a shard, from the store's folder on."""
+    folder = _partition(key.system, key.class_name)
+    return f"{folder}/_{key.stem}.json", f"{folder}/{key.stem}.parquet"
 
 
 def _empty() -> pa.Table:

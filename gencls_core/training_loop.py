@@ -110,6 +110,11 @@ class _Batches:
         self.epoch = 0
         self._by_tokens = None if config.batch_tokens is None else self._group()
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; Trainer calls it through the sampler that skips what a
+        resumed epoch has done."""
+        self.epoch = epoch
+
     def _generator(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, epoch])
 
@@ -147,7 +152,9 @@ class _Loader(DataLoader[int]):
     """A loader that Trainer tells the epoch, so that a resumed epoch has the same order."""
 
     def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        set_epoch = getattr(self.batch_sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
 
 
 class ClassTrainer(Trainer):  # type: ignore[misc]

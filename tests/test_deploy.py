@@ -77,9 +77,26 @@ def test_nothing_is_open_to_the_internet_and_the_token_is_asked_for(name):
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     assert "~/.ray/auth_token" in config["file_mounts"]
     assert "0.0.0.0" not in (ROOT / name).read_text(encoding="utf-8")
-    if config["provider"]["type"] == "aws":
-        rules = config["provider"]["security_group"]["IpPermissions"]
-        assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
+
+
+def test_ray_makes_no_security_group_of_its_own(monkeypatch):
+    """Ray's own group lets the whole internet try SSH, whatever rules are added to it."""
+    from ray.autoscaler._private.aws import config as aws
+    from ray.autoscaler._private.util import prepare_config
+
+    (ssh,) = aws._create_default_ssh_inbound_rules()
+    assert ssh["IpRanges"] == [{"CidrIp": "0.0.0.0/0"}], "no longer: the group may be Ray's again"
+
+    def asked(*arguments: Any) -> None:
+        raise PermissionError("Ray would make a group")
+
+    monkeypatch.setattr(aws, "_upsert_security_groups", asked)
+    config = prepare_config(read("ray-cluster.yaml"))
+    made = aws._configure_security_group(copy.deepcopy(config))
+    assert made["available_node_types"] == config["available_node_types"]
+    del config["available_node_types"]["gpu-worker"]["node_config"]["SecurityGroupIds"]
+    with pytest.raises(PermissionError):
+        aws._configure_security_group(config)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

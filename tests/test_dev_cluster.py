@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_fixtures import cluster_up, files_with, gencls, succeed
+from cluster_fixtures import cluster_up, files_with, gencls, succeed, wait_for
 
 from cluster.dev_cluster import dev_cluster, processes
 from cluster.errors import (
@@ -43,7 +43,9 @@ def test_a_cluster_is_ours_alone_and_leaves_nothing(tmp_path):
     ) as cluster:
         status = succeed("cluster", "status")
         assert "2 nodes, 3 CPUs and 1 GPUs each" in status
-        assert "0 of 6 CPUs in use, 0 of 2 GPUs in use" in status
+        # Ray gathers what its nodes have every few seconds.
+        in_all = "0 of 6 CPUs in use, 0 of 2 GPUs in use"
+        wait_for(lambda: in_all in succeed("cluster", "status"), 60)
         assert "up already" in succeed("cluster", "up")
 
         ours = processes(cluster)

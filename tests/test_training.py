@@ -10,6 +10,7 @@ import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
 
+from gencls_core.checkpoints import Checkpoints
 from gencls_core.class_models import ClassModel
 from gencls_core.config import SequenceConfig, TrainingConfig
 from gencls_core.errors import TrainingError
@@ -76,7 +77,7 @@ def test_trains_and_commits_the_best_weights(tmp_path, architecture):
     assert [e.epoch for e in model.training.history] == [1, 2, 3]
     assert events[-1].step == events[-1].total_steps == model.training.steps
     assert model.training.peak_memory_bytes > 2**26
-    assert not task.checkpoints.exists()
+    assert not Checkpoints(task.destination, task.digest).shared.exists()
 
 
 def test_first_loss_is_the_likelihood_of_the_untrained_model(task):
@@ -169,7 +170,7 @@ def test_lora_trains_an_adapter_that_scoring_uses(tmp_path):
     assert first.kind == "lora"
     assert (first.path / "adapter_model.safetensors").exists()
     assert not (first.path / "model.safetensors").exists()
-    models = ClassModelSet([first, second], task.base.path)
+    models = ClassModelSet([first, second], task.base)
     examples = pa.table(
         {"example_id": ["0", "1"], "text": [CORPUS[0], "zzz qqq"], "label": [None, None]},
         schema=EXAMPLE_SCHEMA,
@@ -192,26 +193,3 @@ def test_a_loss_that_is_no_number_stops_with_class_and_step(task):
     with pytest.raises(TrainingError, match=r"'Sci/Tech', step \d+"):
         train_class(broken)
     assert not task.destination.exists()
-
-
-def test_goes_on_from_the_last_whole_checkpoint(task, monkeypatch):
-    whole = train_class(task).files["model.safetensors"]
-    other = replace(task, destination=task.destination.parent / "other")
-
-    class Killed(BaseException):
-        pass
-
-    def kill_in_epoch_three(event):
-        if event.epoch > 2.4:
-            raise Killed
-
-    monkeypatch.setattr("gencls_core.training_loop.PROGRESS_SECONDS", 0)
-    with pytest.raises(Killed):
-        train_class(other, kill_in_epoch_three)
-    torn = other.checkpoints / "checkpoint-99"
-    torn.mkdir()
-    (torn / "model.safetensors").write_bytes(b"half")
-    seen = []
-    resumed = train_class(other, seen.append)
-    assert min(event.epoch for event in seen) > 2
-    assert resumed.files["model.safetensors"] == whole
