@@ -17,7 +17,8 @@ from cluster.run_folder import incoming_folder, owned
 from cluster.stages import baseline_stage, report_stage, score_stage
 from cluster.work import SYSTEM, shard_work
 from gencls_core.class_models import ClassModel
-from gencls_core.config import DataConfig, RunConfig, parse_run_config
+from gencls_core.config import DataConfig, RunConfig
+from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets import Dataset, SplitName, ingest
 from gencls_core.digests import training_digest
 from gencls_core.errors import ModelError, UsageError

@@ -16,9 +16,8 @@ Field names are unique over all sections, so that a flag names its field without
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -26,12 +25,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from gencls_core.errors import UsageError
 from gencls_core.remote_path import Location, RemotePath, as_location, uri_of
 
 __all__ = [
@@ -42,11 +39,9 @@ __all__ = [
     "PosteriorConfig",
     "RunConfig",
     "ScoringConfig",
+    "Section",
     "SequenceConfig",
     "TrainingConfig",
-    "load_run_config",
-    "parse_run_config",
-    "parse_section",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -56,14 +51,13 @@ Place = Annotated[Path | RemotePath, BeforeValidator(as_location), PlainSerializ
 """A folder, or a place in an object store (s3://, gs://)."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A group of settings; unknown names are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-Section = TypeVar("Section", bound=_Section)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the labelled texts are, which columns hold what, and how they are split."""
 
     data_dir: Place | None = Field(
@@ -114,7 +108,7 @@ class DataConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The base model that every class model starts from."""
 
     model: str = Field(
@@ -131,7 +125,7 @@ class ModelConfig(_Section):
     )
 
 
-class SequenceConfig(_Section):
+class SequenceConfig(Section):
     """What is scored of a text. Training sees the same sequences as scoring."""
 
     score_eos: bool = Field(
@@ -147,7 +141,7 @@ class SequenceConfig(_Section):
     )
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """How one class model is trained."""
 
     epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the train texts.")
@@ -179,7 +173,7 @@ class TrainingConfig(_Section):
     )
 
 
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """How texts are scored under the class models."""
 
     likelihood: Literal["exact", "loss"] = Field(
@@ -197,7 +191,7 @@ class ScoringConfig(_Section):
     )
 
 
-class PosteriorConfig(_Section):
+class PosteriorConfig(Section):
     """How log-likelihoods become class probabilities. Changing it never rescores a text."""
 
     prior: str = Field(
@@ -207,7 +201,7 @@ class PosteriorConfig(_Section):
     )
 
 
-class ComputeConfig(_Section):
+class ComputeConfig(Section):
     """Precision, and what Ray may use."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -258,7 +252,7 @@ class ComputeConfig(_Section):
         return value
 
 
-SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "sequence": SequenceConfig,
@@ -269,7 +263,7 @@ SECTIONS: dict[str, type[_Section]] = {
 }
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that one run is asked to do."""
 
     output_dir: Place = Field(
@@ -301,87 +295,3 @@ class RunConfig(_Section):
         if self.data.data is not None and self.data.data_dir is not None:
             raise ValueError("give either --data or --data-dir, not both")
         return self
-
-
-def parse_run_config(values: dict[str, Any], *, place: str = "command line") -> RunConfig:
-    """Validate nested `values` (as a run file has them).
-
-    Raises:
-        UsageError: naming each wrong field, what was found and what is allowed.
-    """
-    return parse_section(RunConfig, values, place=place)
-
-
-def parse_section(
-    section: type[Section], values: dict[str, Any], *, place: str = "command line"
-) -> Section:
-    """Validate the values of one section, or of a whole run.
-
-    Raises:
-        UsageError: naming each wrong field, what was found and what is allowed.
-    """
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "options"
-            message = problem["msg"].removeprefix("Value error, ")
-            # A rule over several fields has no one value to show.
-            shown = f", found {_shown(problem.get('input'))}" if problem["loc"] else ""
-            lines.append(f"{where}: {message}{shown}")
-        unknown = [p["loc"] for p in error.errors() if p["type"] == "extra_forbidden"]
-        raise UsageError.of(
-            "not valid",
-            place=place,
-            found="; ".join(lines),
-            remedy=_closest_fields(unknown) or "see `gencls init` for every key and its meaning",
-        ) from None
-
-
-def load_run_config(path: Path) -> dict[str, Any]:
-    """Read a run file (TOML) as nested values, relative paths taken from the file's folder.
-
-    Raises:
-        UsageError: when the file is missing, is not TOML, or is not valid.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError.of(
-            "no such run file", place=path, remedy="`gencls init` writes a commented one"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError.of("not a TOML file", place=path, found=str(error)) from None
-    parse_run_config(values, place=str(path))
-    base = path.absolute().parent
-    data = values.get("data", {})
-    for section, key in ((values, "output_dir"), (data, "data_dir")):
-        if section.get(key) and "://" not in section[key]:
-            section[key] = str(base / Path(section[key]).expanduser())
-    if data.get("data") and (base / data["data"]).exists():
-        data["data"] = str(base / data["data"])
-    model = values.get("model", {})
-    if model.get("model") and (base / model["model"]).is_dir():
-        model["model"] = str(base / model["model"])
-    return values
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _closest_fields(unknown: list[tuple[int | str, ...]]) -> str | None:
-    """Suggest known keys for unknown ones."""
-    import difflib
-
-    names = [*RunConfig.model_fields, *SECTIONS]
-    for section in SECTIONS.values():
-        names.extend(section.model_fields)
-    hints = []
-    for location in unknown:
-        close = difflib.get_close_matches(str(location[-1]), names, n=1)
-        if close:
-            hints.append(f"did you mean `{close[0]}` instead of `{location[-1]}`?")
-    return " ".join(hints) or None

@@ -6,7 +6,6 @@ Shapes: B windows of one pass, T padded length, N scored positions, D hidden siz
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -25,17 +24,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from gencls_core.class_models import EpochRecord
 from gencls_core.config import TrainingConfig
-from gencls_core.errors import TrainingError
 from gencls_core.events import TrainingProgress
 from gencls_core.likelihood import pad_windows, token_log_probs
 from gencls_core.models import CausalLM
 from gencls_core.precision import Precision
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import TokenizedText, batches_by_token_budget, windows_of
+from gencls_core.training_batches import Batches, Loader, TextNumbers
+from gencls_core.training_callbacks import Meter, Saver, not_finite
 
 __all__ = ["ClassTrainer", "count_steps", "trainer_arguments"]
-
-PROGRESS_SECONDS = 1.0
 
 
 def trainer_arguments(
@@ -84,77 +82,8 @@ def trainer_arguments(
 
 def count_steps(lengths: list[int], config: TrainingConfig) -> int:
     """Give the optimiser steps of a whole training, counted as Trainer counts them."""
-    per_epoch = math.ceil(len(_Batches(lengths, config)) / config.gradient_accumulation)
+    per_epoch = math.ceil(len(Batches(lengths, config)) / config.gradient_accumulation)
     return math.ceil(per_epoch * config.epochs)
-
-
-class _Texts(Dataset[int]):
-    """Numbers of texts: the trainer itself holds the tokens."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: int) -> int:
-        return number
-
-
-class _Batches:
-    """Numbers of texts, batch by batch, in an order that depends on seed and epoch alone."""
-
-    def __init__(self, lengths: list[int], config: TrainingConfig) -> None:
-        self._lengths = lengths
-        self._config = config
-        self.epoch = 0
-        self._by_tokens = None if config.batch_tokens is None else self._group()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch; Trainer calls it through the sampler that skips what a
-        resumed epoch has done."""
-        self.epoch = epoch
-
-    def _generator(self, epoch: int) -> np.random.Generator:
-        return np.random.default_rng([self._config.seed, epoch])
-
-    def _group(self) -> list[list[int]]:
-        """Group texts by the token budget once, so that every epoch has as many steps."""
-        budget = self._config.batch_tokens or 0
-        groups: list[list[int]] = []
-        tokens = budget
-        for number in self._generator(0).permutation(len(self._lengths)).tolist():
-            if tokens + self._lengths[number] > budget:
-                groups.append([])
-                tokens = 0
-            groups[-1].append(number)
-            tokens += self._lengths[number]
-        return groups
-
-    def __len__(self) -> int:
-        if self._by_tokens is not None:
-            return len(self._by_tokens)
-        return math.ceil(len(self._lengths) / self._config.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = self._generator(self.epoch + 1)
-        if self._by_tokens is not None:
-            for group in generator.permutation(len(self._by_tokens)).tolist():
-                yield self._by_tokens[group]
-            return
-        order = generator.permutation(len(self._lengths)).tolist()
-        size = self._config.batch_size
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-
-class _Loader(DataLoader[int]):
-    """A loader that Trainer tells the epoch, so that a resumed epoch has the same order."""
-
-    def set_epoch(self, epoch: int) -> None:
-        set_epoch = getattr(self.batch_sampler, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
 
 
 class ClassTrainer(Trainer):  # type: ignore[misc]
@@ -178,23 +107,23 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
     ) -> None:
         self._lm = lm
-        self._class_name = class_name
+        self.class_name = class_name
         self._texts = texts
         self._held_out = held_out
         self._window = window
         self._tokens_per_pass = max(tokens_per_pass, 1)
         self._precision = precision
-        self._batches = _Batches([len(text) for text in texts], config)
-        self._meter = _Meter(self, on_progress)
+        self._batches = Batches([len(text) for text in texts], config)
+        self._meter = Meter(self, on_progress)
         self._before_save = before_save
-        callbacks: list[TrainerCallback] = [self._meter, _Saver(checkpoint_seconds, after_save)]
+        callbacks: list[TrainerCallback] = [self._meter, Saver(checkpoint_seconds, after_save)]
         if held_out and config.patience:
             callbacks.append(EarlyStoppingCallback(config.patience))
         super().__init__(
             model=lm.model,
             args=args,
             callbacks=callbacks,
-            eval_dataset=_Texts(len(held_out)) if held_out else None,
+            eval_dataset=TextNumbers(len(held_out)) if held_out else None,
         )
         # The meter shows progress; Trainer would also print raw dictionaries.
         self.remove_callback(PrinterCallback)
@@ -248,8 +177,8 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """Give batches of text numbers."""
-        return _Loader(
-            _Texts(len(self._texts)),
+        return Loader(
+            TextNumbers(len(self._texts)),
             batch_sampler=self._batches,
             collate_fn=lambda numbers: {"numbers": torch.tensor(numbers)},
         )
@@ -281,7 +210,7 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.backward(loss)
             total += loss.detach()
         if not math.isfinite(total.item()):
-            raise not_finite(self._class_name, self.state.global_step + 1, "loss", total.item())
+            raise not_finite(self.class_name, self.state.global_step + 1, "loss", total.item())
         self._meter.count(sum(map(len, texts)))
         return total
 
@@ -328,91 +257,3 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-
-def not_finite(class_name: str, step: int, key: str, value: float) -> TrainingError:
-    """Say that training stopped because its loss is NaN or infinite."""
-    return TrainingError.of(
-        "training stopped: the loss is not a finite number",
-        place=f"class {class_name!r}, step {step}",
-        found=f"{key} {value}",
-        remedy="a lower --learning-rate, or --precision fp32",
-    )
-
-
-class _Saver(TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint now and then within a long epoch, and passes each one on."""
-
-    def __init__(self, seconds: float, after_save: Callable[[], None]) -> None:
-        self._seconds = seconds
-        self._after_save = after_save
-        self._saved_at = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> Any:
-        if time.monotonic() - self._saved_at >= self._seconds:
-            control.should_save = True
-        return control
-
-    def on_save(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
-        self._saved_at = time.monotonic()
-        self._after_save()
-
-
-class _Meter(TrainerCallback):  # type: ignore[misc]
-    """Measures speed, reports progress about once a second, and stops at a NaN loss."""
-
-    def __init__(
-        self, trainer: ClassTrainer, on_progress: Callable[[TrainingProgress], None] | None
-    ) -> None:
-        self._trainer = trainer
-        self._on_progress = on_progress
-        self._tokens = 0
-        self._busy = 0.0
-        self._step_began = 0.0
-        self._reported = 0.0
-        self._loss: float | None = None
-        self._validation_nll: float | None = None
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self._tokens / self._busy if self._busy else 0.0
-
-    def count(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-        self._step_began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
-        now = time.perf_counter()
-        self._busy += now - self._step_began
-        if now - self._reported >= PROGRESS_SECONDS or state.global_step == state.max_steps:
-            self._report(state, now)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **_kwargs: Any
-    ) -> None:
-        for key in ("loss", "eval_nll"):
-            if key in logs and not math.isfinite(logs[key]):
-                raise not_finite(self._trainer._class_name, state.global_step, key, logs[key])
-        self._loss = logs.get("loss", self._loss)
-        self._validation_nll = logs.get("eval_nll", self._validation_nll)
-        if "eval_nll" in logs:
-            self._report(state, time.perf_counter())
-
-    def _report(self, state: Any, now: float) -> None:
-        self._reported = now
-        if self._on_progress is None:
-            return
-        self._on_progress(
-            TrainingProgress(
-                class_name=self._trainer._class_name,
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=round(state.epoch or 0.0, 3),
-                loss=self._loss,
-                validation_nll=self._validation_nll,
-                learning_rate=self._trainer._get_learning_rate(),
-                tokens_per_second=round(self.tokens_per_second, 1),
-            )
-        )

@@ -104,7 +104,8 @@ def classify_command(model_dir: Location, texts: Path, output: Path, **flags: An
     \b
       gencls classify --model-dir results new_texts.jsonl --output predictions.parquet
     """
-    from gencls_core.config import DataConfig, parse_section
+    from gencls_core.config import DataConfig
+    from gencls_core.config_parsing import parse_section
     from gencls_core.errors import UsageError
 
     if output.suffix not in (".parquet", ".csv", ".jsonl"):
@@ -132,7 +133,8 @@ def classify_command(model_dir: Location, texts: Path, output: Path, **flags: An
 
 def _data_config(model_dir: Location, values: dict[str, Any] | None) -> Any:
     """Give the texts that the flags name; None where they name none."""
-    from gencls_core.config import DataConfig, parse_section
+    from gencls_core.config import DataConfig
+    from gencls_core.config_parsing import parse_section
     from gencls_core.run import RunDirectory
 
     if values is None:

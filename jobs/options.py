@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from gencls_core.config import SECTIONS, Place, RunConfig, load_run_config, parse_run_config
+from gencls_core.config import SECTIONS, Place, RunConfig
+from gencls_core.config_parsing import load_run_config, parse_run_config
 from gencls_core.remote_path import as_location
 
 __all__ = ["LocationType", "SectionedCommand", "build_config", "given_values", "section_options"]

@@ -36,7 +36,8 @@ def prepare_command(source: str, output: Path, layout: str, **flags: Any) -> Non
     """
     import tempfile
 
-    from gencls_core.config import DataConfig, parse_section
+    from gencls_core.config import DataConfig
+    from gencls_core.config_parsing import parse_section
     from gencls_core.datasets import export_per_class_json, ingest
 
     config = parse_section(DataConfig, {"data": source, **given_values(flags).get("data", {})})

@@ -88,6 +88,7 @@ def submit_command(
     from cluster.submission import Options, submit
     from cluster.target import find_target
 
+    values = _environment(environment)
     target = find_target(address)
     shipment = Shipment.of(command, ship, Path.cwd())
     options = Options(
@@ -95,7 +96,7 @@ def submit_command(
         max_concurrent=max_concurrent,
         grace_seconds=grace,
         driver_cpus=driver_cpus,
-        environment=_environment(environment),
+        environment=values,
     )
     unshipped = [] if target.development else shipment.unshipped_paths()
     if unshipped:
@@ -133,8 +134,9 @@ def resubmit_command(
     from cluster.submission import resubmit
     from cluster.target import find_target
 
+    values = _environment(environment)
     client = find_target(address).client()
-    done = resubmit(client, job_id, _environment(environment))
+    done = resubmit(client, job_id, values)
     _tell(done.job_id, done.status, fresh=done.fresh)
     if follow:
         _follow(client, done.job_id)
@@ -161,7 +163,7 @@ def _check(command: tuple[str, ...]) -> None:
     found.make_context(f"gencls {name}", arguments)
     for argument in arguments:
         if argument.endswith(".toml") and Path(argument).is_file():
-            from gencls_core.config import load_run_config
+            from gencls_core.config_parsing import load_run_config
 
             load_run_config(Path(argument))
 

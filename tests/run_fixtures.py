@@ -9,7 +9,8 @@ from typing import Any
 
 from model_fixtures import make_model_folder
 
-from gencls_core.config import RunConfig, parse_run_config
+from gencls_core.config import RunConfig
+from gencls_core.config_parsing import parse_run_config
 
 WORDS = {
     "Sci/Tech": "orbit laser kernel compiler protein telescope chip radio",

@@ -19,7 +19,8 @@ import pytest
 from click.testing import CliRunner
 from run_fixtures import CLASSES, make_data, sentences, write_jsonl
 
-from gencls_core.config import SECTIONS, parse_run_config
+from gencls_core.config import SECTIONS
+from gencls_core.config_parsing import parse_run_config
 from gencls_core.errors import UsageError
 from jobs.main import COMMANDS, cli, main
 from jobs.options import build_config

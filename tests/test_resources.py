@@ -17,7 +17,8 @@ from cluster.resources import (
     make_plan,
     scoring_bytes,
 )
-from gencls_core.config import ComputeConfig, parse_run_config
+from gencls_core.config import ComputeConfig
+from gencls_core.config_parsing import parse_run_config
 from gencls_core.errors import ResourceError, UsageError
 
 GPT2 = ModelSize(parameters=124_439_808, layers=12, width=768, vocabulary=50257, context=1024)

@@ -25,7 +25,8 @@ from cluster.pipeline import run_all
 from cluster.work import shard_work
 from gencls_core import ownership
 from gencls_core.checkpoints import LAST_FILE
-from gencls_core.config import ScoringConfig, SequenceConfig, parse_run_config
+from gencls_core.config import ScoringConfig, SequenceConfig
+from gencls_core.config_parsing import parse_run_config
 from gencls_core.errors import StoreError, UsageError
 from gencls_core.ownership import own
 from gencls_core.query import open_query, run_query

@@ -20,7 +20,7 @@ from model_fixtures import make_model_folder
 from run_fixtures import make_data
 
 from cluster.dev_cluster import DevCluster, processes
-from cluster.job_client import UPLOAD_LIMIT_BYTES, Job, JobClient
+from cluster.job_client import Job, JobClient
 from cluster.job_context import JOB_FILE, SECRETS_FILE, environment_of
 from cluster.job_package import Shipment, own_files, write_package
 from cluster.job_view import view_of
@@ -138,7 +138,7 @@ def test_a_job_is_named_by_what_is_asked(folder):
     assert name("run", "a.toml") != first
 
 
-def test_what_cannot_be_shipped_is_refused_before_it_is_sent(folder):
+def test_what_cannot_be_shipped_is_refused_before_it_is_sent(folder, monkeypatch):
     with pytest.raises(UsageError, match="nothing to ship"):
         Shipment.of(["run"], ["missing"], folder)
     with pytest.raises(UsageError, match="below the current folder"):
@@ -147,8 +147,9 @@ def test_what_cannot_be_shipped_is_refused_before_it_is_sent(folder):
     (folder / "jobs/main.py").write_text("")
     with pytest.raises(UsageError, match="one of gencls's own"):
         package(Shipment.of(["run"], ["jobs"], folder), folder)
-    (folder / "large").write_bytes(os.urandom(UPLOAD_LIMIT_BYTES + 1))
-    with pytest.raises(ResourceError, match=r"104\.\d MB") as refused:
+    monkeypatch.setattr("cluster.job_package.UPLOAD_LIMIT_BYTES", 2_000_000)
+    (folder / "large").write_bytes(os.urandom(2_000_000))
+    with pytest.raises(ResourceError, match=r"found: 2\.\d MB packed") as refused:
         package(Shipment.of(["run"], ["large"], folder), folder)
     assert "remedy:" in str(refused.value)
 
