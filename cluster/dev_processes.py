@@ -47,8 +47,10 @@ def _belongs(process: psutil.Process, identity: str, folder: str) -> bool:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         environment = process.environ()
-        if environment:
-            return bool(environment.get(MARK) == identity)
+        if environment.get(MARK) == identity:
+            return True
+        if environment and not process.name().startswith("ray"):
+            return False
         return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
     except (psutil.AccessDenied, psutil.NoSuchProcess, OSError):
         return False

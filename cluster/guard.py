@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterator
 
 import psutil
 import ray
@@ -23,8 +24,11 @@ LOOK_SECONDS = 0.2
 EXCEEDED_EXIT = 77
 
 
-def bound_memory(limit_bytes: int, channel: Queue, attempt: str) -> None:
-    """End this process when its resident memory passes the limit, after saying so.
+@contextlib.contextmanager
+def bound_memory(limit_bytes: int, channel: Queue, attempt: str) -> Iterator[None]:
+    """End this process when its resident memory passes the limit within a block, after saying so.
+
+    Ray gives the process of one task to the next: a bound must end with what it was meant for.
 
     Args:
         limit_bytes: resident memory of the process, in bytes.
@@ -32,9 +36,10 @@ def bound_memory(limit_bytes: int, channel: Queue, attempt: str) -> None:
         attempt: what the worker is at.
     """
 
+    stop = threading.Event()
+
     def watch() -> None:
         process = psutil.Process()
-        stop = threading.Event()
         while not stop.wait(LOOK_SECONDS):
             resident = process.memory_info().rss
             if resident > limit_bytes:
@@ -43,7 +48,13 @@ def bound_memory(limit_bytes: int, channel: Queue, attempt: str) -> None:
                     ray.get(channel.actor.put_nowait.remote(message), timeout=5)
                 os._exit(EXCEEDED_EXIT)
 
-    threading.Thread(target=watch, daemon=True, name="gencls-memory").start()
+    thread = threading.Thread(target=watch, daemon=True, name="gencls-memory")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def exceeded_error(what: str, event: MemoryExceeded) -> ResourceError:

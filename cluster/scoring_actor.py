@@ -51,7 +51,9 @@ class ScoringActor:
         self._gpu_memory_fraction = gpu_memory_fraction
         self._channel = channel
         self._models: Models | None = None
-        bound_memory(memory_limit, channel, name)
+        # As long as the actor, which is as long as its process.
+        self._bound = bound_memory(memory_limit, channel, name)
+        self._bound.__enter__()
 
     def _load(self, job: ScoringJob) -> Models:
         if job.load is not None:

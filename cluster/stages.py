@@ -135,7 +135,9 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
         preparation.dataset.path,
         plan,
         lease,
-        memory_share(preparation, plan.concurrent_trainings, plan.memory_per_training),
+        memory_share(
+            preparation, plan.concurrent_trainings, plan.cpus_per_training, plan.memory_per_training
+        ),
     )
     for leftover in children(preparation.run.models_path):
         if leftover.name.startswith("."):
@@ -145,9 +147,21 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
     )
 
 
-def memory_share(preparation: Preparation, at_once: int, reserved: int) -> int:
-    """Give the bytes of main memory after which a worker is ended: its share of what there is."""
-    return max(preparation.budget.memory_bytes // max(at_once, 1), reserved)
+def memory_share(preparation: Preparation, at_once: int, cpus: int, reserved: int) -> int:
+    """Give the bytes of main memory after which a worker is ended: its share of its node.
+
+    Args:
+        preparation: knows the nodes.
+        at_once: workers of its kind in all.
+        cpus: CPUs of each.
+        reserved: bytes that each has reserved in Ray's books; 0 where it has not.
+    """
+    shares = [
+        node.memory_bytes // max(1, min(at_once, node.cpus // max(cpus, 1)))
+        for node in preparation.budget.nodes
+        if node.cpus >= cpus and node.memory_bytes >= reserved
+    ]
+    return max(min(shares, default=0), reserved)
 
 
 def score_stage(
@@ -208,9 +222,8 @@ def score_stage(
         device=preparation.plan.device,
     )
     plan = preparation.plan
-    yield from score_shards(
-        job, work, plan, lease, memory_share(preparation, plan.actors, plan.memory_per_actor)
-    )
+    limit = memory_share(preparation, plan.actors, plan.cpus_per_actor, plan.memory_per_actor)
+    yield from score_shards(job, work, plan, lease, limit)
     yield StageFinished(
         f"score {split}", f"{_count(todo, 'shard')} scored", time.perf_counter() - began
     )

@@ -112,13 +112,17 @@ def _train(
     task: TrainingTask, dataset: Location, queue: Queue, plan: Plan, memory_limit: int
 ) -> ClassModel:
     """Run in a Ray worker: read the class's own texts and train on them."""
+    attempt = task.fence.attempt if task.fence is not None else task.class_name
+    with bound_memory(memory_limit, queue, attempt):
+        return _train_bounded(task, dataset, queue, plan)
+
+
+def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Plan) -> ClassModel:
     import torch
 
     from gencls_core.datasets.dataset import Dataset
     from gencls_core.training import train_class
 
-    attempt = task.fence.attempt if task.fence is not None else task.class_name
-    bound_memory(memory_limit, queue, attempt)
     if task.device == "cuda" and plan.gpu_memory_fraction_per_training is not None:
         # Ray's fractions isolate nothing: hold each task to its share.
         torch.cuda.set_per_process_memory_fraction(plan.gpu_memory_fraction_per_training)

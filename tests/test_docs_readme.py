@@ -11,7 +11,11 @@ import pytest
 from jobs.main import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/cluster.md", "docs/data.md", "docs/scores.md", "CONTRIBUTING.md")
+PAGES = (
+    "README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    "CONTRIBUTING.md",
+)
 
 
 def commands(page: str) -> list[str]:
