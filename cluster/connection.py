@@ -15,7 +15,12 @@ from typing import Any
 
 from cluster.capacity import Budget, cluster_budget, local_budget
 from cluster.dev_cluster import join_dev_cluster
-from cluster.errors import AddressConflictError, UnreachableError, VersionError
+from cluster.errors import (
+    AddressConflictError,
+    UnauthorisedError,
+    UnreachableError,
+    VersionError,
+)
 from cluster.job_context import worker_setup
 from gencls_core.config import ComputeConfig
 from gencls_core.errors import GenclsError, ResourceError
@@ -36,6 +41,7 @@ def ray_session(budget: Budget | None, address: str | None = None) -> Iterator[N
     Raises:
         AddressConflictError: when `--address` and `RAY_ADDRESS` name different clusters.
         ResourceError: when Ray cannot be started.
+        UnauthorisedError: when the cluster does not know our token.
         UnreachableError: when the cluster cannot be reached.
         VersionError: when the cluster runs another Ray or Python than this process.
     """
@@ -77,6 +83,8 @@ def ray_session(budget: Budget | None, address: str | None = None) -> Iterator[N
         options["address"] = address
         if setup := worker_setup():
             options["runtime_env"] = {"worker_process_setup_hook": setup}
+    if address is not None:
+        _require_admission(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -91,6 +99,32 @@ def ray_session(budget: Budget | None, address: str | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _require_admission(address: str) -> None:
+    """Refuse at once where the cluster does not know our token; `ray.init` would try for minutes.
+
+    Raises:
+        UnauthorisedError: when the token is missing or wrong.
+    """
+    if ":" not in address or "://" in address:
+        # `auto`: Ray finds the cluster that it is part of. `ray://`: another protocol.
+        return
+    from ray._raylet import GcsClient
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        GcsClient(address=address)
+    except AuthenticationError:
+        raise UnauthorisedError.of(
+            "the cluster refuses us",
+            place=address,
+            found="no token, or one that the cluster does not know",
+            remedy="RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in "
+            "RAY_AUTH_TOKEN_PATH",
+        ) from None
+    except RayError as error:
+        raise _refusal(error, address) from error
 
 
 def _refusal(error: Exception, address: str | None) -> GenclsError:

@@ -73,6 +73,8 @@ class Usage:
 
     used: dict[str, float]
     total: dict[str, float]
+    counted: float | None = None
+    """When Ray counted, in seconds since the epoch by the head's clock."""
 
     def __str__(self) -> str:
         names = [name for name in ("CPU", "GPU") if self.total.get(name)]
@@ -183,7 +185,11 @@ class JobClient:
         pairs = (status.get("loadMetricsReport") or {}).get("usage")
         if not pairs:
             return None
-        return Usage({n: p[0] for n, p in pairs.items()}, {n: p[1] for n, p in pairs.items()})
+        return Usage(
+            used={name: pair[0] for name, pair in pairs.items()},
+            total={name: pair[1] for name, pair in pairs.items()},
+            counted=status.get("time"),
+        )
 
     def live_actors(self, ray_job: str) -> int:
         """Count the actors of a job that hold resources and have not ended."""

@@ -32,7 +32,9 @@ GRACE_SECONDS = 60
 """From being asked to stop to being killed: time to commit the shard in hand."""
 
 POLL_SECONDS = 0.5
-FREED_SECONDS = 30.0
+FREED_SECONDS = 60.0
+SETTLE_SECONDS = 2.0
+"""Nodes tell the head what they have free a moment after it is."""
 ATTEMPT = re.compile(r"^(?P<base>.+?)(?:-(?P<number>[2-9]|[1-9]\d{1,3}))?$")
 """A digest is longer than any number of an attempt."""
 
@@ -194,8 +196,10 @@ def _wait_until_freed(client: JobClient, job: Job) -> str:
     while True:
         actors = client.live_actors(job.ray_job) if job.ray_job else 0
         usage = client.usage()
-        busy = alone and usage is not None and any(usage.used.get(n) for n in ("CPU", "GPU"))
-        if not actors and not busy:
+        # What was counted before the job's end tells nothing.
+        stale = usage is not None and (usage.counted or 0.0) < (job.ended or 0.0) + SETTLE_SECONDS
+        busy = usage is not None and any(usage.used.get(name) for name in ("CPU", "GPU"))
+        if not actors and not (alone and (stale or busy)):
             break
         if time.monotonic() - began > FREED_SECONDS:
             if actors:
@@ -205,9 +209,13 @@ def _wait_until_freed(client: JobClient, job: Job) -> str:
                     found=f"{actors} actors; {usage}",
                     remedy="look at the cluster's dashboard",
                 )
+            if stale:
+                return "no actor of it lives; Ray has not counted again what is in use"
             # Not this job's: somebody joined the cluster by hand.
             return f"its resources are free; others use the cluster: {usage}"
         time.sleep(POLL_SECONDS)
+    if not alone:
+        return "its resources are free for the other jobs"
     return "its resources are free" + (f": {usage}" if usage is not None else "")
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.many_shards import make_shards, run_step
+from benchmarks.on_raylets import RAYLETS
 from benchmarks.scale import QUERIES, RESUME_STEPS, measured
 from benchmarks.synthetic import (
     CLASSES,
@@ -21,9 +22,11 @@ from benchmarks.synthetic import (
     write_manifest,
     write_source,
 )
+from cluster.work import shard_work
 from gencls_core.query import run_query
 from gencls_core.report import build_report, predict
 from gencls_core.run import RunDirectory
+from gencls_core.scores import ShardKey
 
 ROWS = 1500
 
@@ -78,6 +81,49 @@ def test_resume_steps_see_every_shard(tmp_path: Path, step: str) -> None:
     if step in ("listing", "records", "torn", "shard_work", "retire"):
         with pytest.raises(RuntimeError, match=r"39 of 40 shards|plans 1 ranges"):
             run_step(tmp_path, step, 40)
+
+
+def test_bytes_of_committed_shards_are_checked_unless_told_not_to(run: RunDirectory) -> None:
+    record = run.scores.records()[7]
+    path = Path(str(run.scores.shard_path(record.key)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    config = run_config(run, shard_size=128)
+
+    def torn(check: bool) -> tuple[ShardKey, ...]:
+        compute = config.compute.model_copy(update={"check_scores": check})
+        plan = shard_work(
+            config=config.model_copy(update={"compute": compute}),
+            precision="fp32",
+            models=class_models(run),
+            dataset=run.dataset(),
+            split="test",
+            run=run,
+        )
+        assert sum(len(work.keys) for work in plan.work) == len(plan.torn)
+        return plan.torn
+
+    try:
+        assert torn(check=True) == (record.key,)
+        assert torn(check=False) == ()
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_three_raylets_score_every_row_and_the_driver_stays_small(tmp_path: Path) -> None:
+    peaks = {}
+    for rows in (2_000, 40_000):
+        folder = tmp_path / str(rows)
+        measured("source", folder, rows, 500)
+        measured("ingest", folder)
+        driver = measured("cluster", folder)
+        assert driver.values["rows"] == 4 * (rows + 500)
+        assert driver.values["nodes"] == RAYLETS
+        assert measured("check", folder).values["rows"] == 4 * rows
+        peaks[rows] = driver.peak_memory_bytes
+    assert peaks[40_000] - peaks[2_000] < 30e6
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from model_fixtures import make_model_folder
 from run_fixtures import make_data
 
 from cluster.dev_cluster import DevCluster, processes
+from cluster.errors import UnauthorisedError
 from cluster.job_client import Job, JobClient
 from cluster.job_context import JOB_FILE, SECRETS_FILE, environment_of
 from cluster.job_package import Shipment, own_files, write_package
@@ -333,7 +334,7 @@ def test_jobs_wait_for_each_other_and_nothing_of_them_remains(development):
     assert f"Submitted {held}-2." in said
     assert f"{held} ended as FAILED" in said
     wait_for(lambda: trains(f"{held}-2"))
-    assert client.usage().used["CPU"] > 0
+    wait_for(lambda: client.usage().used["CPU"] > 0, 60)
     assert "its resources are free: 0 of 4 CPUs in use" in succeed("cancel", f"{held}-2")
     assert available(cluster) == 4
     wait_for(lambda: drivers_of(f"{held}-2") == [], 30)
@@ -362,19 +363,15 @@ def available(cluster: DevCluster) -> float:
 
 
 @pytest.mark.ray
-def test_a_driver_without_the_token_is_refused(development):
+@pytest.mark.parametrize("shown", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}])
+def test_a_driver_without_the_token_is_refused(development, shown):
     cluster, _ = development
-    code = (
-        "import os, sys; from cluster.connection import ray_session\n"
-        "with ray_session(None, sys.argv[1]):\n"
-        "    import ray; print(ray.cluster_resources())"
-    )
-    elsewhere = {**os.environ, "GENCLS_HOME": "/nowhere", "RAY_AUTH_MODE": "token"}
     done = subprocess.run(
-        [sys.executable, "-c", code, cluster.gcs_address],
-        cwd=ROOT, capture_output=True, text=True, env={**elsewhere, "RAY_AUTH_TOKEN": "0" * 64},
+        [sys.executable, "-m", "jobs", "run", "short.toml", "--address", cluster.gcs_address],
+        capture_output=True, text=True, env={**os.environ, "GENCLS_HOME": "/nowhere", **shown},
         timeout=120,
     )  # fmt: skip
-    assert done.returncode != 0
-    assert "CPU" not in done.stdout
+    assert done.returncode == UnauthorisedError.exit_code
+    assert f"gencls: {cluster.gcs_address}: the cluster refuses us" in done.stderr
+    assert "Traceback" not in done.stderr
     assert cluster.token not in done.stdout + done.stderr
