@@ -110,7 +110,7 @@ def _require_admission(address: str) -> None:
     if ":" not in address or "://" in address:
         # `auto`: Ray finds the cluster that it is part of. `ray://`: another protocol.
         return
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RayError
 
     try:
