@@ -264,6 +264,7 @@ def test_jobs_wait_for_each_other_and_nothing_of_them_remains(development):
     cluster, work = development
     client = JobClient(cluster.url, cluster.token)
 
+    own = {name: file_sha256(path) for name, path in own_files().items()}
     held = submitted("--", "train", "held.toml")
     wait_for(lambda: trains(held))
     with mock.patch.dict(os.environ, {"HUSH": SECRET}):
@@ -280,7 +281,7 @@ def test_jobs_wait_for_each_other_and_nothing_of_them_remains(development):
     found = status(short)
     assert found["state"] == "WAITING"
     assert f"behind {held}, which has held the cluster since" in str(found["why"])
-    assert status(urgent)["progress"] == "place 1 of 2"
+    wait_for(lambda: status(urgent)["progress"] == "place 1 of 2")
     assert "waiting: place 2 of 2" in succeed("logs", short)
     assert "WAITING" in succeed("jobs")
 
@@ -292,10 +293,14 @@ def test_jobs_wait_for_each_other_and_nothing_of_them_remains(development):
     assert status(short)["state"] == "WAITING"
 
     # The package that is unpacked over there is the whole of it.
-    expected = {name: file_sha256(path) for name, path in own_files().items()}
-    for place in Path(cluster.folder).glob("*/session_2*/runtime_resources/working_dir_files/*/"):
-        if (place / "jobs").is_dir():
-            assert {name: file_sha256(place / name) for name in expected} == expected
+    places = Path(cluster.folder).glob("*/session_2*/runtime_resources/working_dir_files/*/")
+    found = [
+        {name: file_sha256(place / name) for name in own}
+        for place in places
+        if json.loads((place / JOB_FILE).read_text())["id"] == held
+    ]
+    assert found
+    assert all(one == own for one in found)
 
     # Cancelling ends every process of the job, and the next one has the cluster.
     said = succeed("cancel", urgent)
@@ -367,7 +372,10 @@ def available(cluster: DevCluster) -> float:
 def test_a_driver_without_the_token_is_refused(development, shown):
     cluster, _ = development
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "run", "short.toml", "--address", cluster.gcs_address],
+        [
+            sys.executable, "-m", "jobs", "run", "short.toml", "--output-dir", "runs/refused",
+            "--address", cluster.gcs_address,
+        ],
         capture_output=True, text=True, env={**os.environ, "GENCLS_HOME": "/nowhere", **shown},
         timeout=120,
     )  # fmt: skip
