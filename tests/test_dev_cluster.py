@@ -31,7 +31,13 @@ from gencls_core.errors import UsageError
 def nowhere(tmp_path, monkeypatch):
     """No development cluster, and nothing in the environment that names one."""
     monkeypatch.setenv("GENCLS_HOME", str(tmp_path / "home"))
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
