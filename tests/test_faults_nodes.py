@@ -126,6 +126,7 @@ def weights(run: RunDirectory) -> dict[str, dict[str, str]]:
     return {name: dict(model.files) for name, model in models.items() if model is not None}
 
 
+@pytest.mark.slow
 def test_a_node_lost_during_training(nodes, tmp_path):
     undisturbed, _ = train(tmp_path, "undisturbed", lambda: None)
     disturbed, events = train(tmp_path, "disturbed", nodes.lose)

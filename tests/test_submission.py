@@ -259,6 +259,7 @@ def trains(job_id: str) -> bool:
     return state_is(job_id, "RUNNING") and str(status(job_id)["progress"]).startswith("train")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_jobs_wait_for_each_other_and_nothing_of_them_remains(development):
     cluster, work = development
