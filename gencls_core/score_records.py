@@ -14,6 +14,7 @@ __all__ = [
     "Quantity",
     "ShardKey",
     "ShardRecord",
+    "shard_of_record",
 ]
 
 SCORE_FORMAT = 1
@@ -88,3 +89,8 @@ class ShardRecord:
     def key(self) -> ShardKey:
         """The shard that this record commits."""
         return ShardKey(self.system, self.class_name, self.index, self.count)
+
+
+def shard_of_record(name: str) -> str:
+    """Give the name of the file that the commit record of that name vouches for."""
+    return name.replace("/_shard-", "/shard-").removesuffix(".json") + ".parquet"

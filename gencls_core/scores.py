@@ -44,6 +44,7 @@ from gencls_core.score_records import (
     Quantity,
     ShardKey,
     ShardRecord,
+    shard_of_record,
 )
 from gencls_core.storage import (
     class_directory_name,
@@ -193,8 +194,7 @@ class ScoreStore:
         found = [path for path in sizes if path.endswith(".json") and "/_shard-" in path]
 
         def read(name: str) -> ShardRecord | None:
-            shard = name.replace("/_shard-", "/shard-").removesuffix(".json") + ".parquet"
-            return self._read_record(self.path / name, sizes.get(shard))
+            return self._read_record(self.path / name, sizes.get(shard_of_record(name)))
 
         # Reading local records is work for Python, which threads would only take turns at.
         each = _in_threads if isinstance(self.path, RemotePath) else map

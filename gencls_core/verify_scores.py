@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gencls_core.remote_path import Location
-from gencls_core.score_records import SCORE_FORMAT, ShardRecord
+from gencls_core.score_records import SCORE_FORMAT, ShardRecord, shard_of_record
 from gencls_core.scores import READERS, ScoreStore
 from gencls_core.storage import class_directory_name, class_name_of
 from gencls_core.verify_findings import Checked, Finding
@@ -46,7 +46,7 @@ def check_scores(
     """
     findings: list[Finding] = []
     records = sorted(name for name in files if _NAME.fullmatch(name) and name.endswith(".json"))
-    vouched = set(records) | {_shard_of(name) for name in records}
+    vouched = set(records) | {shard_of_record(name) for name in records}
     for name in sorted(files.keys() - vouched):
         if _NAME.fullmatch(name) is None:
             findings.append(Finding("foreign", name, "no file of a score store"))
@@ -70,7 +70,7 @@ def _check(
     store: Location, name: str, files: dict[str, int]
 ) -> tuple[ShardRecord | None, Finding | None]:
     """Read one shard whole, and compare it with its record."""
-    shard = _shard_of(name)
+    shard = shard_of_record(name)
     both = (name, shard)
     try:
         record = ShardRecord(**json.loads((store / name).read_text(encoding="utf-8")))
@@ -157,7 +157,3 @@ def _span(start: int, stop: int) -> str:
     if start >= stop:
         return "no scores"
     return f"no scores of examples {start:,} to {stop - 1:,}"
-
-
-def _shard_of(record: str) -> str:
-    return record.replace("/_shard-", "/shard-").removesuffix(".json") + ".parquet"

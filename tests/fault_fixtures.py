@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,24 @@ from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import own
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, read_scores
+
+
+def killed(action: Callable[[], None]) -> None:
+    """Run `action` in a process of its own, which must end by SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(3)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def die(*_args: Any, **_options: Any) -> None:
+    """End this process as the out-of-memory killer does."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_run(folder: Path, *, rows: int = 64) -> RunDirectory:

@@ -4,14 +4,11 @@ always whole, and what is left over is collected."""
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_fixtures import make_run, shards_of
+from fault_fixtures import die, killed, make_run, shards_of
 
 from benchmarks.synthetic import CLASSES, StubModels
 from gencls_core import scores as scores_module
@@ -28,23 +25,6 @@ def commit(run, digest: str = "d", shard_size: int = 8) -> None:
     for key in shard.keys:
         table = StubModels().score(texts, key.class_name, SequenceConfig(), ScoringConfig())
         ScoreStore(run.scores.path).commit(key, table, start=0, digest=digest)
-
-
-def killed(action: Callable[[], None]) -> None:
-    """Run `action` in a process of its own, which must end by SIGKILL."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-        finally:
-            os._exit(3)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-def die(*_args, **_options):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def before(function, number: int = 1):

@@ -3,14 +3,12 @@ same weights, bit for bit, as one that was left alone (one thread, CPU)."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fault_fixtures import die, killed
 from test_training import make_task
 
 from gencls_core.checkpoints import Checkpoints
@@ -33,23 +31,6 @@ def undisturbed(tmp_path_factory) -> str:
     """The SHA-256 of the weights of a training that was left alone."""
     task = replace(make_task(tmp_path_factory.mktemp("alone"), "gpt2"), checkpoint_seconds=0.0)
     return train_class(task).files["model.safetensors"]
-
-
-def killed(action: Callable[[], None]) -> None:
-    """Run `action` in a process of its own, which must end by SIGKILL."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-        finally:
-            os._exit(3)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def steps_of(folder: Path) -> list[int]:
