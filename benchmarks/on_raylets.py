@@ -63,6 +63,7 @@ def score_on_raylets(folder: Path) -> dict[str, Any]:
     with _raylets():
         import ray
 
+        from cluster.crew import Crew
         from cluster.scoring import score_shards
 
         config, dataset = run_config(run), run.dataset()
@@ -81,7 +82,7 @@ def score_on_raylets(folder: Path) -> dict[str, Any]:
         before, cpu, began = peak_memory_bytes(), time.process_time(), time.perf_counter()
         events: Counter[str] = Counter()
         rows, stored, peak_actor = 0, 0.0, 0
-        with own(run.path, "benchmark") as lease:
+        with own(run.path, "benchmark") as lease, Crew(job, plan, ACTOR_BYTES) as crew:
             for split in SPLITS:
                 shards = shard_work(
                     config=config,
@@ -91,7 +92,7 @@ def score_on_raylets(folder: Path) -> dict[str, Any]:
                     split=split,
                     run=run,
                 )
-                for event in score_shards(job, shards.work, plan, lease, ACTOR_BYTES):
+                for event in score_shards(crew, shards.work, lease):
                     events[type(event).__name__] += 1
                     if isinstance(event, ShardCommitted):
                         rows += event.rows

@@ -11,6 +11,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cluster.capacity import Budget, cluster_budget, local_budget
@@ -22,8 +24,11 @@ from cluster.errors import (
     VersionError,
 )
 from cluster.job_context import worker_setup
+from cluster.shared_path import nodes_without
 from gencls_core.config import ComputeConfig
 from gencls_core.errors import GenclsError, ResourceError
+from gencls_core.model_source import ResolvedModel
+from gencls_core.run import RunDirectory
 
 __all__ = ["Workplace", "ray_session"]
 
@@ -178,6 +183,18 @@ class Workplace:
         if not self._started:
             self._stack.enter_context(ray_session(self.budget))
             self._started = True
+
+    def reachable(self, base: ResolvedModel, run: RunDirectory) -> ResolvedModel:
+        """Give the base model where every worker can read it: copied into the run if it must be."""
+        path = run.base_path / base.digest[:16]
+        staged = ResolvedModel.of_staged(base.name, path)
+        if staged is not None:
+            return replace(staged, digest=base.digest)
+        if isinstance(run.path, Path):
+            self.need()
+            if not isinstance(base.path, Path) or not nodes_without(base.path, self.budget.nodes):
+                return base
+        return base.stage(path)
 
 
 def joined_address(compute: ComputeConfig) -> str | None:

@@ -24,16 +24,20 @@ def main() -> None:
     description = Path(sys.argv[1])
     wanted = json.loads(description.read_text(encoding="utf-8"))
     signal.signal(signal.SIGTERM, _end)
+    import psutil
     from ray.cluster_utils import Cluster
 
+    agents = wanted["agent_ports"]
+    # Left to itself, each node would count all of the machine's memory as its own.
+    memory = int(psutil.virtual_memory().available * 0.9 / len(agents))
     common = {
         "node_ip_address": "127.0.0.1",
         "num_cpus": wanted["cpus_per_node"],
         "num_gpus": wanted["gpus_per_node"],
+        "memory": max(1, memory - wanted["object_store_bytes"]),
         "object_store_memory": wanted["object_store_bytes"],
         "include_log_monitor": False,
     }
-    agents = wanted["agent_ports"]
     cluster = Cluster(
         initialize_head=True,
         head_node_args={

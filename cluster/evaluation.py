@@ -11,11 +11,12 @@ from typing import Any
 from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
 from cluster.preparation import Preparation, workload_of
-from cluster.queue import wait_for_turn
 from cluster.resources import ModelSize, device_of, make_plan
 from cluster.run_folder import incoming_folder, owned
-from cluster.stages import baseline_stage, report_stage, score_stage
-from cluster.work import SYSTEM, shard_work
+from cluster.scorer import Scorer
+from cluster.stages import baseline_stage, report_stage
+from cluster.turn import in_turn, is_missing
+from cluster.work import SYSTEM
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig
 from gencls_core.config_parsing import parse_run_config
@@ -47,7 +48,14 @@ def evaluate_models(
         changes: settings that differ from the run's, as a run file has them.
     """
     with ExitStack() as stack:
-        job = _Evaluation.open(stack, model_dir, data, changes, labelled=True)
+        job, _ = yield from in_turn(
+            stack,
+            None,
+            lambda holding: _Evaluation.open(
+                stack, holding, model_dir, data, changes, labelled=True
+            ),
+            _Evaluation.has_work,
+        )
         yield from job.logged(job.evaluate())
 
 
@@ -57,7 +65,14 @@ def classify_texts(
     """Score texts without labels; the last event's message is the folder that holds the scores."""
     began = time.perf_counter()
     with ExitStack() as stack:
-        job = _Evaluation.open(stack, model_dir, data, changes, labelled=False)
+        job, _ = yield from in_turn(
+            stack,
+            None,
+            lambda holding: _Evaluation.open(
+                stack, holding, model_dir, data, changes, labelled=False
+            ),
+            _Evaluation.has_work,
+        )
         yield from job.logged(job.score())
     folder = uri_of(job.preparation.run.path)
     yield StageFinished("classify", folder, time.perf_counter() - began)
@@ -78,13 +93,17 @@ class _Evaluation:
     def open(
         cls,
         stack: ExitStack,
+        holding: ExitStack,
         model_dir: Location,
         data: DataConfig | None,
         changes: dict[str, Any],
         *,
         labelled: bool,
     ) -> _Evaluation:
-        """Bring back a run's settings, with other texts and changed settings."""
+        """Bring back a run's settings, with other texts and changed settings.
+
+        Where the scores go is owned until `holding` ends.
+        """
         source = RunDirectory(model_dir.absolute())
         manifest = source.manifest()
         models = _models_of(source, manifest)
@@ -99,7 +118,7 @@ class _Evaluation:
                 place=texts.dataset.path,
                 remedy="name some with --data-dir or --data",
             )
-        lease = stack.enter_context(owned(texts.run, "evaluate" if labelled else "classify"))
+        lease = holding.enter_context(owned(texts.run, "evaluate" if labelled else "classify"))
         return cls(
             stack=stack,
             source=source,
@@ -121,6 +140,20 @@ class _Evaluation:
         """Whether the texts are the run's own test split."""
         return self.preparation.run.path == self.source.path
 
+    def has_work(self) -> bool:
+        """Say whether anything is to be scored: the texts, or validation texts to calibrate on."""
+        preparation, source = self.preparation, self.source
+        run, own = preparation.run, source.dataset()
+        if is_missing(preparation, self.models, run, preparation.dataset, "test"):
+            return True
+        if "validation" not in own.splits:
+            return False
+        missing = is_missing(preparation, self.models, source, own, "validation")
+        if missing and not self.own and source.validation_scores.records(SYSTEM):
+            # Scored otherwise than the run's own: they lie with the evaluation.
+            return is_missing(preparation, self.models, run, own, "validation")
+        return missing
+
     def evaluate(self) -> Iterator[Event]:
         """Score and report."""
         yield from self.score()
@@ -132,22 +165,20 @@ class _Evaluation:
 
     def score(self) -> Iterator[Event]:
         """Score the run's validation texts for calibration, then the texts."""
-        yield from wait_for_turn(self.stack)
         started = time.perf_counter()
-        preparation, models = self.preparation, self.models
+        preparation = self.preparation
         for note in preparation.notes:
             yield Note(note)
         run, own = preparation.run, self.source.dataset()
         previous = previous_manifest(run)
         worked = False
-        if "validation" in own.splits:
-            calibrating, lease = self._calibration()
-            yield from score_stage(calibrating, self.place, lease, models, own, "validation")
-        for event in score_stage(
-            preparation, self.place, self.lease, models, preparation.dataset, "test"
-        ):
-            worked = worked or isinstance(event, ShardCommitted)
-            yield event
+        with ExitStack() as actors:
+            scorer = Scorer(actors, preparation, self.place, self.models)
+            if "validation" in own.splits:
+                yield from self._calibrate(scorer, own)
+            for event in scorer.score(run, self.lease, preparation.dataset, "test"):
+                worked = worked or isinstance(event, ShardCommitted)
+                yield event
         manifest = manifest_of(preparation, previous) | {"status": "finished"}
         if self.own:
             # The run goes on telling how it was trained, on which data, and how it is scored.
@@ -162,27 +193,23 @@ class _Evaluation:
             manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
         run.write_manifest(manifest)
 
-    def _calibration(self) -> tuple[Preparation, Lease]:
-        """Say where validation scores lie: with the models, unless the settings differ from theirs.
+    def _calibrate(self, scorer: Scorer, texts: Dataset) -> Iterator[Event]:
+        """Score the validation texts: with the models, unless the settings differ from theirs.
 
         Other settings of an evaluation must not overwrite what the run's own report rests on.
         """
+        run, lease = self.preparation.run, self.lease
         if self.own:
-            return self.preparation, self.lease
-        shards = shard_work(
-            config=self.preparation.config,
-            precision=self.preparation.precision,
-            models=self.models,
-            dataset=self.source.dataset(),
-            split="validation",
-            run=self.source,
-        )
-        if shards.work and self.source.validation_scores.records(SYSTEM):
-            return self.preparation, self.lease
-        lease = self.lease
+            yield from scorer.score(run, lease, texts, "validation")
+            return
+        source = self.source
+        shards = scorer.compare(source, texts, "validation")
+        if shards.work and source.validation_scores.records(SYSTEM):
+            yield from scorer.score(run, lease, texts, "validation")
+            return
         if shards.work:
-            lease = self.stack.enter_context(owned(self.source, "calibration of an evaluation"))
-        return replace(self.preparation, run=self.source), lease
+            lease = self.stack.enter_context(owned(source, "calibration of an evaluation"))
+        yield from scorer.score(source, lease, texts, "validation", shards)
 
 
 @dataclass(frozen=True)

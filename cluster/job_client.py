@@ -233,6 +233,10 @@ class JobClient:
                 except (aiohttp.ClientError, OSError) as error:
                     raise self._unreachable(str(error)) from error
         finally:
+            # Ctrl-C comes while it reads: what reads must have ended before it can be closed.
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+                loop.run_until_complete(asyncio.wait([task]))
             loop.run_until_complete(reader.aclose())
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()

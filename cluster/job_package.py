@@ -146,11 +146,11 @@ def write_package(
     """
     members = own_files()
     for file in shipment.files:
-        if file.path in members:
+        if file.path in members or file.path in (JOB_FILE, SECRETS_FILE):
             raise UsageError.of(
                 "a shipped file has the path of one of gencls's own",
                 place=file.given,
-                remedy="rename its folder",
+                remedy="rename it, or its folder",
             )
     members |= {file.path: shipment.folder / file.given for file in shipment.files}
     raw = sum(path.stat().st_size for path in members.values())

@@ -29,6 +29,9 @@ __all__ = [
 PROGRESS_MARK = "#gencls "
 METADATA = "gencls"
 
+START_SECONDS = 60.0
+"""A job that is PENDING for longer waits for something, and Ray says for what."""
+
 
 @dataclass(frozen=True)
 class JobView:
@@ -132,7 +135,8 @@ def _progress(said: dict[str, Any], *, over: bool) -> str:
 def _why(job: Job, log: str) -> str:
     """Say why a job failed, in one line, and what to do where that is known."""
     if job.status == "PENDING":
-        return "" if "is setting up" in job.message else job.message.partition("\n")[0]
+        starts = time.time() - (job.started or 0.0) < START_SECONDS
+        return "" if starts else job.message.partition("\n")[0]
     if job.status != "FAILED":
         return ""
     text = log or job.message

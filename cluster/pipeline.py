@@ -17,24 +17,24 @@ from cluster.connection import Workplace
 from cluster.job_context import refuse_temporary
 from cluster.manifest import committed_models, manifest_of, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
-from cluster.queue import wait_for_turn
 from cluster.resources import Budget
 from cluster.run_folder import incoming_folder, owned
+from cluster.scorer import Scorer
 from cluster.shared_path import require_shared
 from cluster.stages import (
     baseline_stage,
     build_base_stage,
     report_stage,
-    score_stage,
     train_stage,
 )
+from cluster.turn import has_work, in_turn
 from cluster.work import SYSTEM
 from gencls_core.config import RunConfig
 from gencls_core.datasets import ingest, open_source
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
-from gencls_core.ownership import Lease, OwnershipError, await_silent_owner
+from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory
 
 __all__ = ["prepare", "run_all", "train_models"]
@@ -111,13 +111,13 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
     check_base(config)
     refuse_temporary(run.path)
     with ExitStack() as stack:
-        for message in await_silent_owner(run.path):
-            yield Note(message)
-        lease = stack.enter_context(owned(run, "run" if score else "train"))
-        place = Workplace(stack, config.compute)
-        if isinstance(run.path, Path):
-            require_shared(run.path, place.budget.nodes)
-        preparation = prepare(config, budget=place.budget, scores=score)
+        (lease, place, preparation), waited = yield from in_turn(
+            stack,
+            run.path,
+            lambda holding: _enter(stack, holding, config, score=score),
+            lambda entered: has_work(entered[2], score=score),
+        )
+        started += waited
         dataset = preparation.dataset
         counts = ", ".join(f"{info.rows:,} {name}" for name, info in dataset.splits.items())
         yield StageFinished(
@@ -127,10 +127,19 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
         )
         for note in preparation.notes:
             yield Note(note)
-        asked = time.perf_counter()
-        yield from wait_for_turn(stack)
-        started += time.perf_counter() - asked
         yield from _work(preparation, place, lease, started, score=score)
+
+
+def _enter(
+    stack: ExitStack, holding: ExitStack, config: RunConfig, *, score: bool
+) -> tuple[Lease, Workplace, Preparation]:
+    """Own the run until `holding` ends, and plan for the nodes that are there now."""
+    run = RunDirectory(config.output_dir)
+    lease = holding.enter_context(owned(run, "run" if score else "train"))
+    place = Workplace(stack, config.compute)
+    if isinstance(run.path, Path):
+        require_shared(run.path, place.budget.nodes)
+    return lease, place, prepare(config, budget=place.budget, scores=score)
 
 
 def _work(
@@ -188,15 +197,18 @@ def _stages(
         preparation.dataset.classes,
         {name: preparation.digest_of_class(name) for name in preparation.dataset.classes},
     )
-    for split in ("validation", "test"):
-        if split in preparation.dataset.splits:
-            yield from score_stage(preparation, place, lease, models, preparation.dataset, split)
-        else:
-            preparation.run.scores_of(split).retire(SYSTEM, ())
+    run, dataset = preparation.run, preparation.dataset
+    with ExitStack() as actors:
+        scorer = Scorer(actors, preparation, place, models)
+        for split in ("validation", "test"):
+            if split in dataset.splits:
+                yield from scorer.score(run, lease, dataset, split)
+            else:
+                run.scores_of(split).retire(SYSTEM, ())
     lease.check()
     if config.baseline:
         yield from baseline_stage(preparation)
     else:
         from gencls_core.systems.tfidf import TFIDF
 
-        preparation.run.scores.retire(TFIDF, ())
+        run.scores.retire(TFIDF, ())

@@ -18,6 +18,7 @@ __all__ = [
     "Demand",
     "Placement",
     "floor_share",
+    "memory_share",
     "nth_of_a_gpu",
     "place",
     "room",
@@ -134,3 +135,20 @@ def place(
         else:
             cpus = max(choices, key=lambda n: (at_once(n) * n**SPEED_UP, at_once(n)))
     return Placement(at_once(cpus), cpus, best)
+
+
+def memory_share(nodes: Sequence[Node], at_once: int, cpus: int, reserved: int) -> int:
+    """Give the bytes of main memory after which a process is ended: its share of its node.
+
+    Args:
+        nodes: the nodes.
+        at_once: processes of its kind in all.
+        cpus: CPUs of each.
+        reserved: bytes that each has reserved in Ray's books; 0 where it has not.
+    """
+    shares = [
+        node.memory_bytes // max(1, min(at_once, node.cpus // max(cpus, 1)))
+        for node in nodes
+        if node.cpus >= cpus and node.memory_bytes >= reserved
+    ]
+    return max(min(shares, default=0), reserved)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cluster.resources import (
     Budget,
@@ -46,6 +47,8 @@ class Preparation:
     plan: Plan
     precision: Precision
     notes: tuple[str, ...]
+    torn: frozenset[str] = frozenset()
+    """Classes whose committed model has other bytes by now: to be trained again."""
 
     @property
     def must_build_base(self) -> bool:
@@ -62,6 +65,8 @@ class Preparation:
 
     def committed(self, class_name: str) -> ClassModel | None:
         """Give the committed class model with the wanted digest, if there is one."""
+        if class_name in self.torn:
+            return None
         return _committed(self.run, class_name, self.digest_of_class(class_name))
 
     def training_tasks(self) -> list[TrainingTask]:
@@ -131,12 +136,16 @@ def prepare_run(
         budget = local_budget(config.compute)
     device = device_of(budget, config.compute)
     precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
-    missing = [
-        name
+    found = {
+        name: _committed(run, name, _class_digest(config, dataset, base, precision, name))
         for _, name in wanted
-        if _committed(run, name, _class_digest(config, dataset, base, precision, name)) is None
-    ]
-    work = workload_of(config, dataset, precision, trainings=len(missing), scores=scores)
+    }
+    torn = {name for name, model in found.items() if model and _is_torn(config, model)}
+    # For all classes, though some may be committed: with other numbers of threads, or other passes,
+    # the rest would be rounded otherwise than in a run that nothing disturbed.
+    done = all(found.values()) and not torn
+    trainings = 0 if done else len(wanted)
+    work = workload_of(config, dataset, precision, trainings=trainings, scores=scores)
     return Preparation(
         config=config,
         run=run,
@@ -146,7 +155,11 @@ def prepare_run(
         budget=budget,
         plan=make_plan(budget, size, work, config.compute),
         precision=precision,
-        notes=tuple(n for n in (note, *dataset.warnings) if n),
+        notes=(
+            *(n for n in (note, *dataset.warnings) if n),
+            *(f"class model {n!r} is not as it was committed; training it again" for n in torn),
+        ),
+        torn=frozenset(torn),
     )
 
 
@@ -210,6 +223,11 @@ def _class_digest(
 def _committed(run: RunDirectory, class_name: str, digest: str) -> ClassModel | None:
     model = ClassModel.find(run.model_path(class_name))
     return model if model and model.digest == digest else None
+
+
+def _is_torn(config: RunConfig, model: ClassModel) -> bool:
+    """Say whether a model's bytes have changed; one in an object store is checked when fetched."""
+    return config.compute.check_scores and isinstance(model.path, Path) and bool(model.torn_files())
 
 
 def _resolve_base(

@@ -10,41 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import ClusterError
 from cluster.job_context import job_context, secrets_of_job
+from cluster.line import ACTOR, NAMESPACE, SILENCE_SECONDS, Standing
 from gencls_core.events import Event, Note
 
-__all__ = ["Admission", "Line", "Standing", "Waiting", "wait_for_turn"]
-
-NAMESPACE = "gencls"
-ACTOR = "gencls-queue-1"
-"""With the number of its protocol: another version of gencls on the cluster has its own actor."""
+__all__ = ["Admission", "Waiting", "wait_for_turn"]
 
 BEAT_SECONDS = 2.0
-SILENCE_SECONDS = 15.0
 LOST_SECONDS = 120.0
 """After so long without an answer from the actor, a waiting job gives up."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a job stands: at work, or in the line at `place` of `of`."""
-
-    admitted: bool
-    place: int
-    of: int
-    behind: tuple[tuple[str, float], ...]
-    """Who works now, and since when, in seconds since the epoch."""
-    limit: int
+START_SECONDS = 90.0
+"""For a process that imports Ray on a busy machine, joins the cluster and starts the actor."""
 
 
 @dataclass(frozen=True)
@@ -55,118 +44,50 @@ class Waiting(Note):
     of: int
 
 
-@dataclass
-class _Ticket:
-    job_id: str
-    priority: int
-    submitted: float
-    heard: float
-    since: float | None = None
-    """When it was admitted."""
-
-
-class Line:
-    """Who may work and who waits. Times are given to it, in seconds since the epoch."""
-
-    def __init__(self, limit: int = 1, silence: float = SILENCE_SECONDS) -> None:
-        self._limit = limit
-        self._silence = silence
-        self._tickets: dict[str, _Ticket] = {}
-
-    def stand(
-        self, job_id: str, priority: int, submitted: float, since: float | None, now: float
-    ) -> Standing:
-        """Say that a job is alive and wants to work; give where it stands.
-
-        Args:
-            job_id: the job.
-            priority: higher goes first.
-            submitted: who came first goes first among equals.
-            since: when it was admitted, if it believes it was. It is believed: it holds CPUs and
-                GPUs, whether the line forgot it for its silence or was itself restarted.
-            now: the time.
-        """
-        ticket = self._tickets.setdefault(job_id, _Ticket(job_id, priority, submitted, now))
-        ticket.heard = now
-        ticket.since = ticket.since or since
-        self._move(now)
-        waiting = self._waiting()
-        return Standing(
-            admitted=ticket.since is not None,
-            place=0 if ticket.since is not None else waiting.index(ticket) + 1,
-            of=len(waiting),
-            behind=tuple((t.job_id, t.since) for t in self._working() if t.since is not None),
-            limit=self._limit,
-        )
-
-    def leave(self, job_id: str, now: float) -> None:
-        """Give a place back, of whichever kind."""
-        self._tickets.pop(job_id, None)
-        self._move(now)
-
-    def set_limit(self, limit: int, now: float) -> None:
-        """Change how many may work at once; nobody who works is interrupted."""
-        self._limit = limit
-        self._move(now)
-
-    def _working(self) -> list[_Ticket]:
-        return sorted(
-            (t for t in self._tickets.values() if t.since is not None),
-            key=lambda t: (t.since, t.job_id),
-        )
-
-    def _waiting(self) -> list[_Ticket]:
-        return sorted(
-            (t for t in self._tickets.values() if t.since is None),
-            key=lambda t: (-t.priority, t.submitted, t.job_id),
-        )
-
-    def _move(self, now: float) -> None:
-        silent = [t.job_id for t in self._tickets.values() if now - t.heard > self._silence]
-        for job_id in silent:
-            del self._tickets[job_id]
-        free = max(0, self._limit - len(self._working()))
-        for ticket in self._waiting()[:free]:
-            ticket.since = now
-
-
-class _LineActor:
-    """The line as an actor; its clock is the only one that counts."""
-
-    def __init__(self, forget: Sequence[str]) -> None:
-        # It was started by some job and outlives it: that job's secrets are not its business.
-        for name in forget:
-            os.environ.pop(name, None)
-        self._line = Line()
-
-    def stand(self, job_id: str, priority: int, submitted: float, since: float | None) -> Standing:
-        return self._line.stand(job_id, priority, submitted, since, time.time())
-
-    def leave(self, job_id: str) -> None:
-        self._line.leave(job_id, time.time())
-
-    def set_limit(self, limit: int) -> None:
-        self._line.set_limit(limit, time.time())
-
-
 def _line_actor() -> Any:
-    """Give the cluster's line; starts it where there is none."""
+    """Give the cluster's line; starts it where there is none.
+
+    It is started by a process of its own: an actor that a job started would keep that job's
+    package, code and secrets on the cluster for as long as it lives, and it outlives every job.
+
+    Raises:
+        ClusterError: when it cannot be started.
+    """
     import ray
 
-    return (
-        ray.remote(_LineActor)
-        .options(
-            name=ACTOR,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            runtime_env={"env_vars": {"GENCLS_JOB_ID": ""}},
-        )
-        .remote(list(secrets_of_job()))
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(ACTOR, namespace=NAMESPACE)
+    address = ray.get_runtime_context().gcs_address
+    ours = ("GENCLS_", "RAY_JOB_", "RAY_RUNTIME_ENV")
+    secret = secrets_of_job()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secret and not name.startswith(ours)
+    }
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from cluster.line import start; "
+    code += "del sys.path[0]; start(sys.argv[2])"
+    # Ray hands this process's folder to the actor as a place of code: `/` holds none.
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent.parent), address],
+        cwd="/",
+        env={**environment, "RAY_ADDRESS": address},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=START_SECONDS,
+        # Ctrl-C is this process's to heed.
+        start_new_session=True,
     )
+    if done.returncode:
+        raise ClusterError.of(
+            "the cluster's queue could not be started",
+            place=address,
+            found=(done.stderr.strip().splitlines() or ["no word"])[-1],
+            remedy="look at the cluster (`gencls cluster status`), then submit again",
+        )
+    return ray.get_actor(ACTOR, namespace=NAMESPACE)
 
 
 class Admission:
@@ -188,10 +109,12 @@ class Admission:
         self._submitted = time.time() if submitted is None else submitted
         self._since: float | None = None
         self._standing: Standing | None = None
+        self._trouble = ""
+        """Why the actor did not answer when it was asked last."""
         self._answered = time.monotonic()
         self._changed = threading.Event()
         self._done = threading.Event()
-        self._line = _line_actor()
+        self._line: Any = _line_actor()
         if max_concurrent is not None:
             self._line.set_limit.remote(max_concurrent)
         self._thread = threading.Thread(target=self._beat, name="gencls-queue", daemon=True)
@@ -210,8 +133,8 @@ class Admission:
 
         self._done.set()
         self._thread.join(timeout=2 * BEAT_SECONDS)
-        # A cluster that has gone needs no telling.
-        with contextlib.suppress(ray.exceptions.RayError):
+        # A cluster that has gone needs no telling, and one that does not hear notices the silence.
+        with contextlib.suppress(Exception):
             ray.get(self._line.leave.remote(self._job_id), timeout=5)
 
     def wait(self) -> Iterator[Event]:
@@ -221,6 +144,7 @@ class Admission:
             ClusterError: when the line does not answer any more.
         """
         told: tuple[Any, ...] | None = None
+        worried = False
         while True:
             self._changed.wait(timeout=1.0)
             self._changed.clear()
@@ -229,12 +153,19 @@ class Admission:
                 if told is not None:
                     yield Note("it is this job's turn")
                 return
-            if time.monotonic() - self._answered > LOST_SECONDS:
+            silence = time.monotonic() - self._answered
+            if silence > LOST_SECONDS:
                 raise ClusterError.of(
                     "the cluster's queue does not answer",
-                    found=f"no word for {LOST_SECONDS:.0f} s",
+                    found=f"no word for {LOST_SECONDS:.0f} s; {self._trouble}",
                     remedy="look at the cluster (`gencls cluster status`), then submit again",
                 )
+            if silence > SILENCE_SECONDS and not worried:
+                yield Note(
+                    f"the cluster's queue has not answered for {silence:.0f} s "
+                    f"({self._trouble or 'no word'}); trying for {LOST_SECONDS:.0f} s"
+                )
+            worried = silence > SILENCE_SECONDS
             if standing is None:
                 continue
             shown = (standing.place, standing.of, standing.behind)
@@ -244,24 +175,30 @@ class Admission:
 
     def _beat(self) -> None:
         """Run in a thread of the driver: say that it lives, and learn where it stands."""
-        import ray
-
         while True:
-            call = self._line.stand.remote(
-                self._job_id, self._priority, self._submitted, self._since
-            )
             try:
-                standing: Standing = ray.get(call, timeout=SILENCE_SECONDS)
-            except ray.exceptions.RayError:
-                standing = None  # type: ignore[assignment]
-            if standing is not None:
-                self._answered = time.monotonic()
-                if standing.admitted and self._since is None:
-                    self._since = dict(standing.behind).get(self._job_id, time.time())
-                self._standing = standing
-                self._changed.set()
+                self._ask()
+            # Whatever it is: a thread that ended here would lose the place of a job that works.
+            except Exception as error:
+                self._trouble = (
+                    f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                )
+                self._line = None
             if self._done.wait(BEAT_SECONDS):
                 return
+
+    def _ask(self) -> None:
+        import ray
+
+        if self._line is None:
+            self._line = _line_actor()
+        call = self._line.stand.remote(self._job_id, self._priority, self._submitted, self._since)
+        standing = Standing(**ray.get(call, timeout=SILENCE_SECONDS))
+        self._answered = time.monotonic()
+        if standing.admitted and self._since is None:
+            self._since = dict(standing.behind).get(self._job_id, time.time())
+        self._standing = standing
+        self._changed.set()
 
 
 def wait_for_turn(stack: ExitStack) -> Iterator[Event]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gencls_core.ownership import Lease, own
+from gencls_core.class_models import ClassModel
+from gencls_core.ownership import Lease, OwnershipError, own
 from gencls_core.remote_path import RemotePath
 from gencls_core.run import RunDirectory
-from gencls_core.storage import remove_tree
+from gencls_core.storage import TEMPORARY_NAME, children, remove_tree
 
 __all__ = ["incoming_folder", "owned"]
 
@@ -19,17 +23,53 @@ __all__ = ["incoming_folder", "owned"]
 def owned(run: RunDirectory, what: str) -> Iterator[Lease]:
     """Own a run directory; one that was made for it and stayed empty is removed again.
 
+    What killed writers left is removed, of this run and of those before.
+
     Raises:
         OwnershipError: when a living process owns it.
     """
     existed = run.path.exists()
     try:
         with own(run.path, what) as lease:
-            yield lease
+            _collect(run)
+            try:
+                yield lease
+            finally:
+                # Not where another one owns the run by now. Workers have ended before.
+                with contextlib.suppress(OwnershipError, OSError):
+                    lease.check()
+                    _collect(run)
     finally:
         if not existed and isinstance(run.path, Path):
             with contextlib.suppress(OSError):
                 run.path.rmdir()
+
+
+def _collect(run: RunDirectory) -> None:
+    """Remove what writers left that were killed; only a run's owner may, for only it writes.
+
+    Temporary files, of a report as of a shard; and the checkpoints of a class model that was
+    committed before its worker could remove them.
+    """
+    for training in children(run.models_path):
+        parts = re.fullmatch(r"\.training-(.+)-([0-9a-f]{16})", training.name)
+        if parts is None:
+            continue
+        model = ClassModel.find(run.models_path / parts[1])
+        if model is not None and model.digest.startswith(parts[2]):
+            remove_tree(training)
+    if not isinstance(run.path, Path):
+        return  # an object store shows nothing before it is whole
+    for folder, folders, files in os.walk(run.path):
+        if Path(folder) == run.path:
+            # Each evaluation has an owner of its own, and whoever asks for the lease writes there.
+            folders[:] = [name for name in folders if name not in ("evaluations", ".owners")]
+        for name in [name for name in folders if TEMPORARY_NAME.fullmatch(name)]:
+            folders.remove(name)
+            shutil.rmtree(Path(folder, name), ignore_errors=True)
+        for name in files:
+            if TEMPORARY_NAME.fullmatch(name):
+                Path(folder, name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 
-from cluster.channel import CRASHES, Channel, failure_of
+from cluster.channel import CRASHES, failure_of
+from cluster.crew import Crew, Member
 from cluster.poison import isolate
-from cluster.resources import Plan
-from cluster.scoring_actor import ScoringActor
 from cluster.stopping import STOP
-from cluster.work import ScoringJob, ShardWork
+from cluster.work import ShardWork
 from gencls_core.errors import GenclsError, IncompleteError
 from gencls_core.events import Event, ExampleIsolated, Note, ShardCommitted
 from gencls_core.ownership import Fence, Lease
@@ -30,66 +27,8 @@ DEATHS_PER_SHARD = 3
 LEASE_CHECK_SECONDS = 1.0
 
 
-@dataclass(eq=False)
-class _Actor:
-    """An actor that runs, and the group of classes whose models it holds."""
-
-    handle: Any
-    name: str
-    group: int
-    ready: Any
-    """A reference that is there when the actor runs: it may wait for a node to have room."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has not been placed yet."""
-        return not ray.wait([self.ready], timeout=0)[0]
-
-
-@dataclass
-class _Crew:
-    """Starts actors, at most `size` at once over all groups."""
-
-    plan: Plan
-    groups: list[frozenset[str]]
-    channel: Channel
-    memory_limit: int
-    actors: set[_Actor] = field(default_factory=set)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def start(self, group: int) -> _Actor:
-        # A new actor in the place of a dead one, rather than Ray's restart: calls that reach an
-        # actor while it restarts fail at once, and would use up the shard's attempts.
-        name = f"actor-{next(self._numbers)}"
-        handle = (
-            ray.remote(ScoringActor)
-            .options(**self.plan.actor_options(), max_restarts=0)
-            .remote(
-                self.groups[group],
-                self.plan.cpus_per_actor,
-                self.plan.gpu_memory_fraction_per_actor,
-                self.memory_limit,
-                self.channel.queue,
-                name,
-            )
-        )
-        actor = _Actor(handle, name, group, handle.__ray_ready__.remote())
-        self.actors.add(actor)
-        return actor
-
-    def dismiss(self, actor: _Actor) -> None:
-        ray.kill(actor.handle)
-        self.actors.discard(actor)
-
-    def dismiss_all(self) -> None:
-        for actor in list(self.actors):
-            self.dismiss(actor)
-
-
-def score_shards(
-    job: ScoringJob, work: list[ShardWork], plan: Plan, lease: Lease, memory_limit: int
-) -> Iterator[Event]:
-    """Score all shards; yields progress as it comes.
+def score_shards(crew: Crew, work: list[ShardWork], lease: Lease) -> Iterator[Event]:
+    """Score all shards; yields progress as it comes. The crew's actors live on, idle.
 
     An actor that dies is replaced and its shard given out again, under a new fence: a shard may be
     scored more than once, and takes effect exactly once. A shard that keeps killing its actors is
@@ -99,141 +38,138 @@ def score_shards(
     is begun.
 
     Args:
-        job: the models, and how texts are scored.
+        crew: the actors; whoever made it ends it, whatever is raised here.
         work: the shards to score.
-        plan: what actors there are, and what each reserves.
         lease: the ownership of the run.
-        memory_limit: resident bytes after which an actor is ended.
 
     Raises:
         IncompleteError: when a shard could not be scored; all that could be is committed.
         GenclsError: when scoring refuses, for example a score that is not a finite number.
         KeyboardInterrupt: when a stop was asked for.
     """
-    channel = Channel()
-    groups = [frozenset(m.class_name for m in group) for group in plan.groups(job.models)]
-    crew = _Crew(plan, groups, channel, memory_limit)
-    reference = ray.put(job)
-    try:
-        with STOP.shielded():
-            suspects, missing = yield from _give_out(reference, work, crew, lease)
+    with STOP.shielded():
+        distribution = _Distribution(crew, work, lease)
+        yield from distribution.run()
+        if distribution.suspects:
             crew.dismiss_all()
-            if suspects:
-                yield from _search(reference, suspects, missing, crew)
-        yield from channel.drain()
-    finally:
-        crew.dismiss_all()
-        channel.close()
+            yield from _search(crew, distribution.suspects, distribution.missing)
+    yield from crew.channel.drain()
 
 
-def _give_out(
-    job: Any, work: list[ShardWork], crew: _Crew, lease: Lease
-) -> Generator[Event, None, tuple[list[tuple[ShardWork, GenclsError]], int]]:
-    """Have every shard scored; gives those that killed DEATHS_PER_SHARD actors, with the reason,
-    and how many score rows are missing.
+class _Distribution:
+    """Shards that wait, shards in hand, and what became of the others."""
 
-    Where actors die of one shard after the other and none ever succeeds, it is not the texts.
-    """
-    waiting = [
-        deque(part for shard in work if (part := shard.of(group)) is not None)
-        for group in crew.groups
-    ]
-    size = min(crew.plan.actors, sum(map(len, waiting)))
-    idle: deque[_Actor] = deque()
-    running: dict[Any, tuple[_Actor, ShardWork, Fence]] = {}
-    deaths: dict[ShardWork, int] = {}
-    suspects: list[tuple[ShardWork, GenclsError]] = []
-    failure: GenclsError | None = None
-    missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
-    succeeded = hopeless = False
-    asked = time.monotonic()
-    while any(waiting) or running:
-        stopping = STOP.requested or failure is not None or hopeless
-        while not stopping and any(waiting) and (idle or len(crew.actors) < size):
-            actor = _next_actor(crew, idle, waiting)
-            shard = waiting[actor.group].popleft()
-            fence = lease.fence(f"{shard.split}-{shard.keys[0].index}-g{actor.group}")
-            running[actor.handle.score.remote(job, shard, fence)] = (actor, shard, fence)
-        if idle or stopping:
-            # Where a node was lost, its actors' replacements may never find a place: who is idle
-            # takes over their shards.
-            for reference in [r for r, (actor, _, _) in running.items() if actor.waits]:
-                actor, shard, fence = running.pop(reference)
-                crew.dismiss(actor)
-                lease.retire(fence)
-                waiting[actor.group].append(shard)
-            if any(waiting) and not stopping:
+    def __init__(self, crew: Crew, work: list[ShardWork], lease: Lease) -> None:
+        self._crew = crew
+        self._lease = lease
+        self._asked = time.monotonic()
+        self._waiting = [
+            deque(part for shard in work if (part := shard.of(group)) is not None)
+            for group in crew.groups
+        ]
+        self._size = min(crew.plan.actors, sum(map(len, self._waiting)))
+        self._running: dict[Any, tuple[Member, ShardWork, Fence]] = {}
+        self._deaths: dict[ShardWork, int] = {}
+        self._failure: GenclsError | None = None
+        self._succeeded = self._hopeless = False
+        self.suspects: list[tuple[ShardWork, GenclsError]] = []
+        """Shards that killed DEATHS_PER_SHARD actors, with the last reason."""
+        self.missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
+        """Score rows that are not committed."""
+
+    def run(self) -> Iterator[Event]:
+        """Have every shard scored, but for suspects."""
+        while any(self._waiting) or self._running:
+            self._give_out()
+            if self._take_over():
                 continue
-        if stopping and (not running or STOP.overdue):
-            break
-        done, _ = ray.wait(list(running), num_returns=1, timeout=0.3)
-        yield from crew.channel.drain()
-        if time.monotonic() - asked >= LEASE_CHECK_SECONDS:
-            lease.check()
-            asked = time.monotonic()
-        for reference in done:
-            actor, shard, fence = running.pop(reference)
-            try:
-                records: list[ShardRecord] = ray.get(reference)
-            except CRASHES as error:
-                lease.retire(fence)
-                crew.actors.discard(actor)
-                deaths[shard] = deaths.get(shard, 0) + 1
-                what = f"scoring of {shard.name}"
-                reason = crew.channel.why(actor.name, what) or failure_of(error, what)
-                hopeless = not succeeded and sum(deaths.values()) >= 2 * DEATHS_PER_SHARD
-                if deaths[shard] >= DEATHS_PER_SHARD or hopeless:
-                    suspects.append((shard, reason))
-                    yield Note(f"{what}: {deaths[shard]} actors died of it; left for the end")
-                else:
-                    yield Note(f"{what}: its actor died; trying again")
-                    waiting[actor.group].append(shard)
-            except Exception as error:
-                failure = failure or failure_of(error, f"scoring of {shard.name}")
-                idle.append(actor)
-            else:
-                succeeded = True
-                idle.append(actor)
-                for record in records:
-                    missing -= record.rows
-                    yield _committed(shard, record)
-    if failure is not None:
-        raise failure
-    if STOP.requested:
-        raise KeyboardInterrupt
-    return suspects, missing
+            if self._stopping and (not self._running or STOP.overdue):
+                break
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=0.3)
+            yield from self._crew.channel.drain()
+            self._check_lease()
+            for reference in done:
+                yield from self._settle(reference)
+        if self._failure is not None:
+            raise self._failure
+        if STOP.requested:
+            raise KeyboardInterrupt
 
+    @property
+    def _stopping(self) -> bool:
+        return STOP.requested or self._failure is not None or self._hopeless
 
-def _next_actor(crew: _Crew, idle: deque[_Actor], waiting: list[deque[ShardWork]]) -> _Actor:
-    """Take an idle actor whose group has work; else start one for the group with the most to do
-    for each of its actors, in the place of one that has nothing to do."""
-    for actor in idle:
-        if waiting[actor.group]:
-            idle.remove(actor)
-            return actor
-    if idle:
-        crew.dismiss(idle.popleft())
+    def _give_out(self) -> None:
+        crew = self._crew
+        while not self._stopping and any(self._waiting) and (crew.idle or len(crew) < self._size):
+            member = crew.take([len(queue) for queue in self._waiting])
+            shard = self._waiting[member.group].popleft()
+            fence = self._lease.fence(f"{shard.split}-{shard.keys[0].index}-g{member.group}")
+            self._running[member.handle.score.remote(crew.job, shard, fence)] = (
+                member, shard, fence,
+            )  # fmt: skip
 
-    def need(group: int) -> float:
-        held = sum(actor.group == group for actor in crew.actors)
-        return len(waiting[group]) / (held + 1)
+    def _take_over(self) -> bool:
+        """Take back the shards of actors that wait for a place, where others have nothing to do.
 
-    return crew.start(max(range(len(waiting)), key=need))
+        Where a node was lost, they may never find one. Gives whether there is something to give
+        out again.
+        """
+        if not (self._crew.idle or self._stopping):
+            return False
+        for reference in [r for r, (member, _, _) in self._running.items() if member.waits]:
+            member, shard, fence = self._running.pop(reference)
+            self._crew.dismiss(member)
+            self._lease.retire(fence)
+            self._waiting[member.group].append(shard)
+        return any(self._waiting) and not self._stopping
+
+    def _settle(self, reference: Any) -> Iterator[Event]:
+        """See what became of a shard that was in hand."""
+        member, shard, fence = self._running.pop(reference)
+        what = f"scoring of {shard.name}"
+        try:
+            records: list[ShardRecord] = ray.get(reference)
+        except CRASHES as error:
+            self._lease.retire(fence)
+            self._crew.forget(member)
+            reason = self._crew.channel.why(member.name, what) or failure_of(error, what)
+            yield self._died(shard, reason)
+        except Exception as error:
+            self._failure = self._failure or failure_of(error, what)
+            self._crew.idle.append(member)
+        else:
+            self._succeeded = True
+            self._crew.idle.append(member)
+            for record in records:
+                self.missing -= record.rows
+                yield _committed(shard, record)
+
+    def _died(self, shard: ShardWork, reason: GenclsError) -> Note:
+        deaths = self._deaths[shard] = self._deaths.get(shard, 0) + 1
+        # Where actors die of one shard after the other and none ever succeeds, it is not the texts.
+        self._hopeless = not self._succeeded and sum(self._deaths.values()) >= 2 * DEATHS_PER_SHARD
+        if deaths >= DEATHS_PER_SHARD or self._hopeless:
+            self.suspects.append((shard, reason))
+            return Note(f"scoring of {shard.name}: {deaths} actors died of it; left for the end")
+        self._waiting[self._crew.group_of(shard.keys[0].class_name)].append(shard)
+        return Note(f"scoring of {shard.name}: its actor died; trying again")
+
+    def _check_lease(self) -> None:
+        if time.monotonic() - self._asked >= LEASE_CHECK_SECONDS:
+            self._lease.check()
+            self._asked = time.monotonic()
 
 
 def _search(
-    job: Any, suspects: list[tuple[ShardWork, GenclsError]], missing: int, crew: _Crew
+    crew: Crew, suspects: list[tuple[ShardWork, GenclsError]], missing: int
 ) -> Iterator[Event]:
     """Find the example that ends its workers, shard by shard, and say what is missing."""
     lines = []
     for shard, reason in suspects:
         yield Note(f"searching {shard.name} for the example that ends its workers")
-        group = next(
-            number
-            for number, classes in enumerate(crew.groups)
-            if shard.keys[0].class_name in classes
-        )
-        row = yield from isolate(job, shard, functools.partial(crew.start, group), crew.dismiss)
+        start = functools.partial(crew.start, crew.group_of(shard.keys[0].class_name))
+        row = yield from isolate(crew.job, shard, start, crew.dismiss)
         if row is not None:
             example_id = _example_id(shard, row)
             yield ExampleIsolated(shard.split, shard.keys[0].index, row, example_id)

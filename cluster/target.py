@@ -62,18 +62,27 @@ def find_target(address: str | None) -> Target:
 
 
 def _dashboard(named: str) -> str:
-    parts = urllib.parse.urlsplit(named if "://" in named else f"http://{named}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts, port = _split(named if "://" in named else f"http://{named}")
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError.of(
             "not the address of a Ray dashboard",
             found=named,
             expected="http://HEAD:8265, the dashboard's address (not ray:// nor the port of GCS)",
         )
-    host = "127.0.0.1" if parts.hostname == "localhost" else parts.netloc.rpartition(":")[0]
-    if parts.port is None:
-        host = "127.0.0.1" if parts.hostname == "localhost" else parts.netloc
-    port = parts.port or (443 if parts.scheme == "https" else 8265)
+    host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc.rstrip(":")
+    if parts.hostname == "localhost":
+        host = "127.0.0.1"
+    port = port or (443 if parts.scheme == "https" else 8265)
     return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _split(address: str) -> tuple[urllib.parse.SplitResult | None, int | None]:
+    """Take an address apart; gives its port too, and None for what is no address."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return parts, parts.port
+    except ValueError:
+        return None, None
 
 
 def _refuse_conflict(url: str) -> None:
@@ -81,11 +90,14 @@ def _refuse_conflict(url: str) -> None:
     other = os.environ.get("RAY_ADDRESS")
     if not other or other in ("auto", "local"):
         return
-    parts = urllib.parse.urlsplit(other if "://" in other else f"//{other}")
+    parts, port = _split(other if "://" in other else f"//{other}")
     ours = urllib.parse.urlsplit(url)
-    same = {"localhost": "127.0.0.1"}.get(parts.hostname or "", parts.hostname) == ours.hostname
-    if parts.scheme in ("http", "https"):
-        same = same and (parts.port or 8265) == ours.port
+    same = False
+    if parts is not None:
+        host = {"localhost": "127.0.0.1"}.get(parts.hostname or "", parts.hostname)
+        same = host == ours.hostname
+        if parts.scheme in ("http", "https"):
+            same = same and (port or 8265) == ours.port
     if not same:
         raise AddressConflictError.of(
             "two Ray clusters are named",

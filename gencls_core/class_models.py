@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from gencls_core.errors import StoreError
+from gencls_core.local_copies import local_folder
 from gencls_core.remote_path import Location
-from gencls_core.storage import file_sha256, local_folder, read_json, size_of
+from gencls_core.storage import file_sha256, read_json, size_of
 
 __all__ = ["CLASS_MODEL_FORMAT", "ClassModel", "EpochRecord", "TrainingRecord"]
 

@@ -240,8 +240,8 @@ class ComputeConfig(Section):
     )
     check_scores: bool = Field(
         True,
-        description="At the start, compare committed scores with their SHA-256 byte by byte, not "
-        "by size alone; `gencls verify` does so at any time.",
+        description="At the start, compare committed class models and scores with their SHA-256 "
+        "byte by byte, not by size alone; `gencls verify` does so at any time.",
     )
 
     @field_validator("gpus_per_class", "gpus_per_actor")

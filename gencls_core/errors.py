@@ -29,6 +29,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "UsageError",
+    "counted",
 ]
 
 
@@ -87,3 +88,8 @@ class IncompleteError(GenclsError):
 
 class StoreError(GenclsError):
     """A run directory or score store that is missing, torn or written by something else."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Give a number with its noun, as messages say it: `1 shard`, `2,000 shards`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

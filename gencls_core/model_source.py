@@ -15,11 +15,11 @@ from typing import Any
 
 from gencls_core.config import ModelConfig
 from gencls_core.errors import ModelError
+from gencls_core.local_copies import local_folder
 from gencls_core.remote_path import Location
 from gencls_core.storage import (
     digest_of,
     file_sha256,
-    local_folder,
     publish_directory,
     read_json,
     size_of,

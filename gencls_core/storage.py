@@ -13,10 +13,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -27,6 +28,7 @@ from gencls_core.errors import DataError, GenclsError, StoreError
 from gencls_core.remote_path import Location, RemotePath
 
 __all__ = [
+    "TEMPORARY_NAME",
     "children",
     "class_directory_name",
     "class_name_of",
@@ -35,7 +37,6 @@ __all__ = [
     "files_below",
     "filesystem_of",
     "gencls_home",
-    "local_folder",
     "publish_directory",
     "publish_file",
     "read_json",
@@ -49,6 +50,8 @@ __all__ = [
 ]
 
 TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_NAME = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp")
+"""What is written under such a name, and left there, its writer did not bring to its end."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -175,49 +178,6 @@ def _upload_directory(folder: Path, path: RemotePath, mark: str) -> None:
     for name in sorted(files, key=lambda name: name == mark):
         with (folder / name).open("rb") as stream:
             (path / name).upload(stream)
-
-
-def local_folder(path: Location, files: Mapping[str, str]) -> Path:
-    """Give a folder on this machine with the content of `path`; downloads it once where needed.
-
-    Args:
-        path: a folder, which is given back as it is, or a place in an object store.
-        files: SHA-256 of every file that is needed, by its name below `path`.
-
-    Raises:
-        StoreError: when a file is missing or is not the one that was committed.
-    """
-    if isinstance(path, Path):
-        return path
-    cached = gencls_home() / "objects" / digest_of(dict(files))[:32]
-    if cached.exists():
-        return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=cached.parent))
-    try:
-        for name, sha256 in files.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                (path / name).download(temporary / name)
-            except FileNotFoundError:
-                found = "no such object"
-            else:
-                found = file_sha256(temporary / name)
-            if found != sha256:
-                raise StoreError.of(
-                    "a file is not as it was committed",
-                    place=str(path / name),
-                    found=found[:16],
-                    expected=f"SHA-256 {sha256[:16]}…",
-                    remedy="`gencls verify --repair` removes what is torn; the next run makes it "
-                    "again",
-                )
-        # Several processes of a node may come here together: the first rename is as good as any.
-        with contextlib.suppress(OSError):
-            temporary.rename(cached)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return cached
 
 
 def gencls_home() -> Path:

@@ -29,14 +29,20 @@ from gencls_core.errors import DataError, StoreError
 from gencls_core.ownership import own
 from gencls_core.remote_path import store_failure
 from gencls_core.run import RunDirectory
-from gencls_core.storage import children, files_below, read_json, remove_tree
+from gencls_core.storage import (
+    TEMPORARY_NAME,
+    children,
+    files_below,
+    read_json,
+    remove_tree,
+)
 from gencls_core.verify_findings import Checked, Finding
 from gencls_core.verify_models import check_bases, check_models
 from gencls_core.verify_scores import check_scores
 
 __all__ = ["Verification", "repair", "verify"]
 
-_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp|\.shared-[0-9a-f]{8}|\.incoming-dataset")
+_TEMPORARY = re.compile(rf"{TEMPORARY_NAME.pattern}|\.shared-[0-9a-f]{{8}}|\.incoming-dataset")
 _REPORT = ("report.json", "report.md", "report.html", "predictions.parquet")
 _OWN_FILES = ("run.json", "events.jsonl")
 _FOLDERS = (

@@ -124,8 +124,12 @@ def status_command(address: str | None) -> None:
 
 
 def _size(cluster: DevCluster) -> str:
-    each = f"{cluster.cpus_per_node} CPUs"
+    has = [_count(cluster.cpus_per_node, "CPU")]
     if cluster.gpus_per_node:
-        each += f" and {cluster.gpus_per_node} GPUs"
-    nodes = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)}"
-    return f"a development cluster of {nodes}, {each} each"
+        has.append(_count(cluster.gpus_per_node, "GPU"))
+    each = " each" if cluster.nodes > 1 else ""
+    return f"a development cluster of {_count(cluster.nodes, 'node')}, {' and '.join(has)}{each}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gencls_core.errors import counted
 from jobs.options import SectionedCommand, build_config, section_options
 from jobs.run import baseline_option, resolve_shorthands, run_options
 
@@ -86,9 +87,9 @@ def _machines(budget: Budget) -> list[str]:
 
     kinds: dict[str, list[str]] = {}
     for node in budget.nodes:
-        has = f"{_count(node.cpus, 'CPU')}, {node.memory_bytes / GB:.1f} GB for workers"
+        has = f"{counted(node.cpus, 'CPU')}, {node.memory_bytes / GB:.1f} GB for workers"
         if node.gpus:
-            has += f", {_count(node.gpus, 'GPU')}"
+            has += f", {counted(node.gpus, 'GPU')}"
             has += f" of {node.gpu_memory_bytes / GB:.1f} GB" if node.gpu_memory_bytes else ""
         kinds.setdefault(has, []).append(node.name)
     return [
@@ -120,7 +121,7 @@ def _scoring(plan: Plan, classes: Sequence[str]) -> str:
     if len(groups) > 1:
         holding = f"{plan.classes_per_actor} class models ({len(groups)} groups)"
     each = "each with " if plan.actors > 1 else "with "
-    return f"{_count(plan.actors, 'actor')}, {each}{holding}: " + _share(
+    return f"{counted(plan.actors, 'actor')}, {each}{holding}: " + _share(
         plan.bytes_per_actor,
         plan.cpus_per_actor,
         plan.gpus_per_actor,
@@ -136,8 +137,4 @@ def _share(needed: int, cpus: int, gpus: float, memory: int, fraction: float | N
     where = "reserved of main memory" if memory else "of GPU memory"
     limit = f", torch held to {fraction:.0%} of it" if fraction is not None else ""
     gpu = f", {gpus:g} GPU{limit}" if gpus else ""
-    return f"{_count(cpus, 'CPU')}{gpu}, {needed / GB:.1f} GB {where}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{counted(cpus, 'CPU')}{gpu}, {needed / GB:.1f} GB {where}"

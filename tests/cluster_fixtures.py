@@ -50,11 +50,11 @@ def cluster_up(home: Path, *options: str) -> Iterator[DevCluster]:
             succeed("cluster", "down")
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 150.0) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 150.0, every: float = 0.3) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.3)
+        time.sleep(every)
 
 
 def drivers_of(job_id: str) -> list[psutil.Process]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from benchmarks.synthetic import CLASSES, StubModels, class_models, make_dataset, write_source
 from cluster.capacity import Budget
+from cluster.crew import Crew
 from cluster.memory import ModelSize, Workload
 from cluster.resources import GB, Plan, make_plan
 from cluster.scoring import score_shards
@@ -170,16 +171,9 @@ def score(
     memory_limit: int = 4 * GB,
 ) -> list[Event]:
     """Score the run's test texts as the pipeline does."""
-    with own(run.path, "test") as lease:
-        return list(
-            score_shards(
-                make_job(Path(str(run.path)), load),
-                work or shards_of(run, shard_size),
-                plan or small_plan(),
-                lease,
-                memory_limit,
-            )
-        )
+    job = make_job(Path(str(run.path)), load)
+    with own(run.path, "test") as lease, Crew(job, plan or small_plan(), memory_limit) as crew:
+        return list(score_shards(crew, work or shards_of(run, shard_size), lease))
 
 
 def assert_whole(run: RunDirectory, *, rows: int) -> None:

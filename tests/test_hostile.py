@@ -120,3 +120,26 @@ def test_a_commit_record_that_names_files_elsewhere_is_not_followed(tmp_path):
     )
     assert store.records() == []
     assert store.orphans() == ["system=s/class=c/_shard-00000-of-00001.json"]
+
+
+@pytest.mark.parametrize("end", ["jsonl", "csv"])
+def test_a_text_of_50_mb_is_refused_by_its_line(end, tmp_path):
+    """As one sequence it would take ten gigabytes to tokenise and a day to score."""
+    source = make_source(tmp_path / "source", ["a", "b"])
+    huge = "the quick brown fox " * 2_500_000
+    if end == "jsonl":
+        with (source / "test.jsonl").open("a") as stream:
+            stream.write(json.dumps({"text": huge, "label": "a"}) + "\n")
+    else:
+        for split in ("train", "test"):
+            (source / f"{split}.jsonl").unlink()
+            rows = ["text,label", *(f"{split} {k} of {c},{c}" for c in "ab" for k in range(4))]
+            rows += [f"{huge},a"] * (split == "test")
+            (source / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(DataError, match="text too long") as error:
+        ingest(DataConfig(data_dir=source), tmp_path / "dataset")
+    line = 9 if end == "jsonl" else 10
+    assert f"test.{end}:{line}: text too long" in str(error.value)
+    assert "50,000,000 characters" in str(error.value)
+    assert len(str(error.value)) < 1000
+    assert not (tmp_path / "dataset").exists()

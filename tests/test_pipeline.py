@@ -144,6 +144,27 @@ def test_a_deleted_shard_is_rescored_and_only_that_one(first, copy):
     assert read_scores(scores).equals(before)
 
 
+def test_one_flipped_byte_of_a_model_or_of_the_baseline_is_noticed(first, copy):
+    """The sizes are right, and figures would be wrong."""
+    run = RunDirectory(copy / "run")
+    before = read_scores(run.path / "scores")
+    weights = run.model_path("01") / "model.safetensors"
+    (baseline,) = (run.path / "scores" / "system=tfidf" / "class=01").glob("shard-*.parquet")
+    for path in (weights, baseline):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    events = rerun(copy, first[0])
+    assert [event.class_name for event in events if isinstance(event, ClassTrained)] == ["01"]
+    again = [event for event in events if isinstance(event, ShardCommitted)]
+    assert {event.class_name for event in again} == {"01"}
+    assert any(isinstance(e, StageFinished) and e.stage == "baseline" for e in events)
+    assert ClassModel.open(run.model_path("01")).torn_files() == []
+    assert run.scores.torn(run.scores.records()) == []
+    after = read_scores(run.path / "scores")
+    assert after.num_rows == before.num_rows
+
+
 def test_changed_training_trains_anew_and_mixes_nothing(first, copy):
     before = read_scores(copy / "run" / "scores", "class-lm")
     events = rerun(copy, first[0], training={"learning_rate": 4e-3})

@@ -17,6 +17,8 @@ from gencls_core.errors import DataError
 __all__ = ["CodeBook", "Survey", "survey", "text_hash"]
 
 _MOST_CLASSES = 1000
+LONGEST_TEXT = 10_000_000
+"""Characters. A text is tokenised as a whole, which takes some 300 bytes of memory a token."""
 
 
 class CodeBook:
@@ -126,8 +128,17 @@ def text_hash(example: Example) -> bytes:
     """Give the 128-bit hash of an example's text, runs of white space made one space.
 
     Raises:
-        DataError: when there is no text but white space, or it is not valid Unicode.
+        DataError: when there is no text but white space, it is not valid Unicode, or it is no
+            single text by any measure.
     """
+    if len(example.text) > LONGEST_TEXT:
+        raise example_error(
+            example,
+            "text too long",
+            found=f"{len(example.text):,} characters, beginning {shown(example.text[:40])}",
+            expected=f"at most {LONGEST_TEXT:,} characters in one text",
+            remedy="split it into several texts or cut it; is it a whole file in one cell?",
+        )
     words = example.text.split()
     if not words:
         raise example_error(

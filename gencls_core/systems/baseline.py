@@ -17,8 +17,9 @@ def commit_tfidf(dataset: Dataset, store: ScoreStore, seed: int) -> bool:
     system = TfidfSystem(seed)
     digest = system.digest(dataset, "test")
     keys = {name: ShardKey(system.name, name, 0, 1) for name in dataset.classes}
-    records = [store.record(key) for key in keys.values()]
-    if all(record is not None and record.digest == digest for record in records):
+    found = [record for key in keys.values() if (record := store.record(key)) is not None]
+    current = [record for record in found if record.digest == digest]
+    if len(current) == len(keys) and not store.torn(current):
         return False
     store.retire(system.name, ())
     began = time.perf_counter()

@@ -1,0 +1,116 @@
+"""The scoring stage: splits, one after the other, under the same class models."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.connection import Workplace
+from cluster.placement import memory_share
+from cluster.preparation import Preparation
+from cluster.work import SYSTEM, ScoringJob, ShardPlan, shard_work
+from gencls_core.class_models import ClassModel
+from gencls_core.datasets import Dataset
+from gencls_core.datasets.dataset import SplitName
+from gencls_core.errors import counted
+from gencls_core.events import Event, Note, StageFinished, StageStarted
+from gencls_core.ownership import Lease
+from gencls_core.run import RunDirectory
+
+if TYPE_CHECKING:
+    from cluster.crew import Crew
+
+__all__ = ["Scorer"]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores splits. Actors start with the first that has work, and stay for the next."""
+
+    stack: ExitStack
+    """Ends the actors."""
+    preparation: Preparation
+    place: Workplace
+    models: tuple[ClassModel, ...]
+
+    def compare(self, run: RunDirectory, dataset: Dataset, split: SplitName) -> ShardPlan:
+        """Compare the shards of a split that are wanted with those that `run` has."""
+        return shard_work(
+            config=self.preparation.config,
+            precision=self.preparation.precision,
+            models=self.models,
+            dataset=dataset,
+            split=split,
+            run=run,
+        )
+
+    def score(
+        self,
+        run: RunDirectory,
+        lease: Lease,
+        dataset: Dataset,
+        split: SplitName,
+        shards: ShardPlan | None = None,
+    ) -> Iterator[Event]:
+        """Score the shards of a split that are not committed, and drop those of other settings.
+
+        Args:
+            run: where the scores go.
+            lease: its ownership.
+            dataset: the texts.
+            split: which of them.
+            shards: what `compare` gave, where it has been asked already.
+        """
+        began = time.perf_counter()
+        shards = shards or self.compare(run, dataset, split)
+        work, committed = shards.work, len(shards.committed)
+        for key in shards.torn:
+            yield Note(
+                f"{split} shard {key.index} of class {key.class_name!r} is not as it was "
+                "committed; scoring it again"
+            )
+        if run.scores_of(split).retire(SYSTEM, shards.committed) or work:
+            run.drop_report()
+        texts = dataset.split(split).rows
+        rows = texts * len(self.models)
+        stage = f"score {split}"
+        if not work:
+            kept = f"{counted(committed, 'shard')} of {split} texts committed"
+            yield StageStarted(stage, f"nothing to score: {kept}", rows, rows)
+            return
+        again = f" ({counted(committed, 'shard')} committed already)" if committed else ""
+        todo = counted(sum(len(shard.keys) for shard in work), "shard")
+        under = f"{texts:,} {split} texts under {len(self.models)} class models"
+        missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
+        yield StageStarted(stage, f"scoring {under}: {todo}{again}", rows, rows - missing)
+        crew = self._crew
+        from cluster.scoring import score_shards
+
+        yield from score_shards(crew, work, lease)
+        yield StageFinished(stage, f"{todo} scored", time.perf_counter() - began)
+
+    @functools.cached_property
+    def _crew(self) -> Crew:
+        preparation, plan = self.preparation, self.preparation.plan
+        self.place.need()
+        from cluster.crew import Crew
+
+        base = preparation.base
+        if any(model.kind != "full" for model in self.models):
+            # Class models with weights of their own need no base.
+            base = self.place.reachable(base, preparation.run)
+        job = ScoringJob(
+            models=self.models,
+            base=base,
+            sequence=preparation.config.sequence,
+            scoring=preparation.config.scoring,
+            precision=preparation.precision,
+            device=plan.device,
+        )
+        nodes = preparation.budget.nodes
+        limit = memory_share(nodes, plan.actors, plan.cpus_per_actor, plan.memory_per_actor)
+        return self.stack.enter_context(Crew(job, plan, limit))

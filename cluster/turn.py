@@ -1,0 +1,111 @@
+"""A submitted job's turn: what it waits for, and what it lets go of meanwhile.
+
+Whether there is work is told from what is committed: a job that finds all of it committed takes no
+CPU and no GPU, so it does not wait. One that waits, which may be for hours, does not own its run:
+another driver may work on it. When it is its turn it owns the run again and plans anew, from the
+nodes, the data and the commits that are there then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TypeVar
+
+from cluster.job_context import job_context
+from cluster.manifest import committed_models
+from cluster.preparation import Preparation
+from cluster.queue import wait_for_turn
+from cluster.work import shard_work
+from gencls_core.class_models import ClassModel
+from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.events import Event, Note, StageStarted
+from gencls_core.ownership import await_silent_owner
+from gencls_core.remote_path import Location
+from gencls_core.run import RunDirectory
+
+__all__ = ["has_work", "in_turn", "is_missing"]
+
+Entered = TypeVar("Entered")
+
+
+def in_turn(
+    stack: ExitStack,
+    run: Location | None,
+    enter: Callable[[ExitStack], Entered],
+    works: Callable[[Entered], bool],
+) -> Generator[Event, None, tuple[Entered, float]]:
+    """Enter a run when it is this job's turn; gives what was entered, and the seconds of waiting.
+
+    Args:
+        stack: gives the place in the queue back when it ends, and lets the run go after that.
+        run: the run directory, whose owner is waited for where it seems dead; None asks nobody.
+        enter: owns the run until the stack that it is given ends, and plans.
+        works: says whether what was entered has anything to do that takes CPUs or GPUs.
+    """
+    # Before Ray in the order of endings: the run is let go when nothing works on it any more.
+    holding = stack.enter_context(ExitStack())
+    yield from _await_owner(run)
+    entered = enter(holding)
+    if job_context() is None or not works(entered):
+        return entered, 0.0
+    asked, waited = time.perf_counter(), False
+    for event in wait_for_turn(stack):
+        holding.close()
+        waited = True
+        yield event
+    seconds = time.perf_counter() - asked
+    if waited:
+        yield StageStarted("prepare", "reading the data again: the run may have changed meanwhile")
+        yield from _await_owner(run)
+        entered = enter(holding)
+    return entered, seconds
+
+
+def _await_owner(run: Location | None) -> Iterator[Event]:
+    for message in await_silent_owner(run) if run is not None else ():
+        yield Note(message)
+
+
+def has_work(preparation: Preparation, *, score: bool) -> bool:
+    """Say whether a run has anything to train or, with `score`, to score."""
+    if preparation.must_build_base or preparation.training_tasks():
+        return True
+    if not score:
+        return False
+    classes = preparation.dataset.classes
+    if any(preparation.committed(name) is None for name in classes):
+        return True
+    digests = {name: preparation.digest_of_class(name) for name in classes}
+    models = committed_models(preparation.run, classes, digests)
+    splits: tuple[SplitName, ...] = ("validation", "test")
+    return any(
+        is_missing(preparation, models, preparation.run, preparation.dataset, split)
+        for split in splits
+        if split in preparation.dataset.splits
+    )
+
+
+def is_missing(
+    preparation: Preparation,
+    models: tuple[ClassModel, ...],
+    run: RunDirectory,
+    dataset: Dataset,
+    split: SplitName,
+) -> bool:
+    """Say whether some shard of a split is not committed in `run`, or not as it was committed."""
+    config = preparation.config
+    # The records come first: where one is missing, no shard need be read.
+    for check in (False, True) if config.compute.check_scores else (False,):
+        compute = config.compute.model_copy(update={"check_scores": check})
+        if shard_work(
+            config=config.model_copy(update={"compute": compute}),
+            precision=preparation.precision,
+            models=models,
+            dataset=dataset,
+            split=split,
+            run=run,
+        ).work:
+            return True
+    return False
