@@ -11,13 +11,19 @@ Shapes: N scored positions, D hidden size, V vocabulary, B texts, T padded lengt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["LOGITS_PER_CHUNK", "Head", "pad_windows", "token_log_probs"]
+if TYPE_CHECKING:
+    from gencls_core.models import CausalLM
+    from gencls_core.tokenization import TokenizedText, Window
+
+__all__ = ["LOGITS_PER_CHUNK", "Head", "pad_windows", "token_log_probs", "window_log_probs"]
 
 Head = Callable[[Tensor], Tensor]
 """hidden [N, D] → logits [N, V]."""
@@ -59,3 +65,24 @@ def pad_windows(rows: list[Tensor], padding: int) -> Tensor:
     by token id: GPT-2's padding token is its end-of-text token.
     """
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+
+
+def window_log_probs(
+    lm: CausalLM,
+    texts: Sequence[TokenizedText],
+    windows: Sequence[Window],
+    device: torch.device,
+) -> Tensor:
+    """Give log P(target) of the scored targets of some windows, one window after the other.
+
+    The windows go through the model together, in one padded batch. Nats, float32, shape [N].
+    """
+    rows = [torch.from_numpy(texts[w.text].read_by(w)).long() for w in windows]
+    targets_N = torch.from_numpy(
+        np.concatenate([texts[w.text].targets[w.score_from : w.stop] for w in windows])
+    ).long()
+    hidden_BTD = lm.hidden(pad_windows(rows, lm.eos_id).to(device))
+    hidden_ND = torch.cat(
+        [hidden_BTD[i, w.context + w.score_from - w.start : len(w)] for i, w in enumerate(windows)]
+    )
+    return token_log_probs(hidden_ND, lm.head, targets_N.to(device), lm.vocabulary)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ScoringConfig, SequenceConfig
 from gencls_core.errors import ModelError
-from gencls_core.likelihood import pad_windows, token_log_probs
+from gencls_core.likelihood import window_log_probs
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import CausalLM, load_adapters, load_causal_lm, tokenizer_digest
 from gencls_core.scores import SCORE_SCHEMA
@@ -88,15 +88,7 @@ def _score_batch(
     lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window], device: torch.device
 ) -> NDArray[np.float32]:
     """Score one padded batch; gives the scored positions of its windows, one after the other."""
-    rows = [torch.from_numpy(texts[w.text].inputs[w.start : w.stop]).long() for w in batch]
-    targets = [texts[w.text].targets[w.score_from : w.stop] for w in batch]
-    targets_N = torch.from_numpy(np.concatenate(targets)).long()
-    hidden_BTD = lm.hidden(pad_windows(rows, lm.eos_id).to(device))
-    hidden_ND = torch.cat(
-        [hidden_BTD[i, w.score_from - w.start : w.stop - w.start] for i, w in enumerate(batch)]
-    )
-    scores_N = token_log_probs(hidden_ND, lm.head, targets_N.to(device), lm.vocabulary)
-    result: NDArray[np.float32] = scores_N.cpu().numpy()
+    result: NDArray[np.float32] = window_log_probs(lm, texts, batch, device).cpu().numpy()
     return result
 
 

@@ -9,19 +9,23 @@ longer sequence in overlapping windows (here W = 4, so each later window adds W 
                       └──────────────┘              t5 t6               (2)  t3, t4 are context
                               └──────────────┘      t7 EOS              (3)  t5, t6 are context
 
+A prompt stands between BOS and t1. It is conditioned on and never scored, and every window reads it
+again: BOS and prompt come first, then the window's part of the text.
+
 Training and scoring both use this module, so a class model is trained on what it will be asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gencls_core.config import SequenceConfig
+from gencls_core.errors import ModelError
 
 __all__ = [
     "IGNORED",
@@ -69,10 +73,14 @@ class TokenizedText:
     inputs: NDArray[np.int32]
     targets: NDArray[np.int32]
     truncated: bool
+    before: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """BOS and prompt but for the prompt's last token, which is `inputs[0]`; empty without one."""
 
     @classmethod
-    def of(cls, token_ids: Sequence[int], policy: SequencePolicy) -> TokenizedText:
-        """Put BOS before the tokens and, unless the text was cut or EOS is off, EOS after them.
+    def of(
+        cls, token_ids: Sequence[int], policy: SequencePolicy, prompt: Sequence[int] = ()
+    ) -> TokenizedText:
+        """Put BOS and prompt before the tokens, and EOS after them unless it is off.
 
         A cut text did not end where it was cut, so its end is not scored.
         """
@@ -80,8 +88,18 @@ class TokenizedText:
         kept = list(token_ids[: policy.max_length] if truncated else token_ids)
         if policy.score_eos and not truncated:
             kept.append(policy.eos_id)
-        sequence = np.array([policy.bos_id, *kept], dtype=np.int32)
-        return cls(inputs=sequence[:-1], targets=sequence[1:], truncated=truncated)
+        context = np.array([policy.bos_id, *prompt], dtype=np.int32)
+        targets = np.array(kept, dtype=np.int32)
+        inputs = np.concatenate([context[-1:], targets])[:-1]
+        return cls(inputs, targets, truncated, before=context[:-1])
+
+    def read_by(self, window: Window) -> NDArray[np.int32]:
+        """Give the input tokens of a window; its last `stop - start` precede its targets."""
+        part = self.inputs[window.start : window.stop]
+        if not len(self.before):
+            return part
+        again = self.inputs[:1] if window.start else self.inputs[:0]
+        return np.concatenate([self.before, again, part])
 
     def __len__(self) -> int:
         """Give the number of scored tokens."""
@@ -97,22 +115,41 @@ class Window:
     start: int
     score_from: int
     stop: int
+    context: int = 0
+    """Tokens of BOS and prompt that are read before."""
 
     def __len__(self) -> int:
         """Give the number of input tokens."""
-        return self.stop - self.start
+        return self.context + self.stop - self.start
 
 
 def windows_of(texts: Sequence[TokenizedText], size: int) -> list[Window]:
-    """Cut texts into windows of at most `size` input tokens; each target is scored once."""
+    """Cut texts into windows of at most `size` input tokens; each target is scored once.
+
+    Raises:
+        ModelError: when a prompt leaves no room for the text.
+    """
     windows = []
     for number, text in enumerate(texts):
-        ends = list(range(min(size, len(text)), len(text), max(1, size // 2)))
-        ends.append(len(text))
-        if len(text) <= size:
-            ends = [len(text)] if len(text) else []
+        if not len(text):
+            continue
+        before = len(text.before)
+        # Later windows read all of the prompt; the first finds its last token in the text's inputs.
+        room, later = size - before, size - before - bool(before)
+        ends = [len(text)]
+        if len(text) > room:
+            if before and later < 2:
+                raise ModelError.of(
+                    "the prompt leaves no room for the text",
+                    found=f"{before} tokens of prompt",
+                    expected=f"far fewer than the {size} tokens that the model reads at once",
+                    remedy="a shorter prompt",
+                )
+            ends = [*range(room, len(text), max(1, later // 2)), len(text)]
         for scored, stop in pairwise([0, *ends]):
-            windows.append(Window(number, max(0, stop - size), scored, stop))
+            start = max(0, stop - later) if scored else 0
+            context = before + bool(before and start)
+            windows.append(Window(number, start, scored, stop, context))
     return windows
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from gencls_core.class_models import EpochRecord
 from gencls_core.config import TrainingConfig
 from gencls_core.events import TrainingProgress
-from gencls_core.likelihood import pad_windows, token_log_probs
+from gencls_core.likelihood import window_log_probs
 from gencls_core.models import CausalLM
 from gencls_core.precision import Precision
 from gencls_core.scoring import score_texts
@@ -220,19 +219,8 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
 
     def _negative_log_likelihood(self, texts: list[TokenizedText], windows: list[Any]) -> Tensor:
         """Sum −log P over the scored positions of one padded pass, in nats."""
-        device = self.args.device
-        rows = [torch.from_numpy(texts[w.text].inputs[w.start : w.stop]).long() for w in windows]
-        targets_N = torch.from_numpy(
-            np.concatenate([texts[w.text].targets[w.score_from : w.stop] for w in windows])
-        ).long()
         with self._autocast():
-            hidden_BTD = self._lm.hidden(pad_windows(rows, self._lm.eos_id).to(device))
-            hidden_ND = torch.cat(
-                [hidden_BTD[i, w.score_from - w.start : len(w)] for i, w in enumerate(windows)]
-            )
-            scores_N = token_log_probs(
-                hidden_ND, self._lm.head, targets_N.to(device), self._lm.vocabulary
-            )
+            scores_N = window_log_probs(self._lm, texts, windows, self.args.device)
         return -scores_N.sum()
 
     def _autocast(self) -> torch.autocast:

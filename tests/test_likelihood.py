@@ -24,6 +24,40 @@ def lm(request, tmp_path_factory) -> CausalLM:
     return load_causal_lm(ResolvedModel.of_folder(request.param, folder))
 
 
+def naive_with_prompt(lm: CausalLM, prompt: list[int], ids: list[int], window: int) -> float:
+    """Each window reads BOS and prompt, then its part of the text; float64, no padding."""
+    model = lm.model.double()
+    head, targets = [lm.bos_id, *prompt], [*ids, lm.eos_id]
+    room, total, scored = window - len(head), 0.0, 0
+    # The first window's last input is the one before its last target: one more target fits.
+    stop = min(room + 1, len(targets))
+    while scored < len(targets):
+        # A later window reads the token before its first target, too.
+        start = max(0, stop - room) if scored else 0
+        sequence = head + targets[max(0, start - 1) : stop - 1]
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(torch.tensor([sequence])).logits[0], dim=-1)
+        for position in range(scored, stop):
+            row = len(sequence) - (stop - position)
+            total += log_probs[row, targets[position]].item()
+        scored, stop = stop, min(stop + room // 2, len(targets))
+    model.float()
+    return total
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_texts_after_a_prompt_match_naive_float64(lm, window):
+    config = SequenceConfig(window=window)
+    policy = SequencePolicy.resolve(config, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context)
+    encoded = lm.encode([*CORPUS, LONG])
+    prompts = lm.encode(["a", CORPUS[1][:12]])
+    for prompt in prompts:
+        texts = [TokenizedText.of(ids, policy, prompt) for ids in encoded]
+        ours = score_texts(lm, texts, window=policy.window, tokens_per_batch=256)
+        naive = [naive_with_prompt(lm, prompt, ids, policy.window) for ids in encoded]
+        np.testing.assert_allclose(ours.log_likelihoods, naive, atol=1e-4, rtol=0)
+
+
 def naive_log_likelihood(lm: CausalLM, ids: list[int], score_eos: bool, window: int) -> float:
     """One text, one forward per window, everything in float64, no padding, no chunks."""
     model = lm.model.double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gencls_core.errors import ModelError
 from gencls_core.tokenization import (
     SequencePolicy,
     TokenizedText,
@@ -54,6 +55,31 @@ def test_every_target_exactly_once(length, size):
         assert len(window) <= size
         if window.start:
             assert len(window) == size
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 8, 31])
+@pytest.mark.parametrize("size", [6, 9, 64])
+def test_every_window_reads_the_whole_prompt(length, size):
+    policy = SequencePolicy(bos_id=0, eos_id=9, score_eos=True, window=size)
+    text = TokenizedText.of(list(range(10, 10 + length)), policy, prompt=[7, 8])
+    windows = windows_of([text], size)
+    assert [i for w in windows for i in range(w.score_from, w.stop)] == list(range(length + 1))
+    whole = [0, 7, 8, *range(10, 10 + length), 9]
+    for window in windows:
+        read = text.read_by(window).tolist()
+        assert len(read) == len(window) <= size
+        assert read[:3] == [0, 7, 8]
+        # The token before each scored target is the one before it in the text.
+        for target in range(window.score_from, window.stop):
+            before = read[window.context + target - window.start]
+            assert (before, text.targets[target]) == (whole[target + 2], whole[target + 3])
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    text = TokenizedText.of([1, 2, 3, 4], POLICY, prompt=[5, 6, 7])
+    assert len(windows_of([text], 8)) == 1
+    with pytest.raises(ModelError, match="no room for the text"):
+        windows_of([text], 4)
 
 
 def test_batches_hold_every_window_within_the_budget():
