@@ -127,12 +127,12 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
 
 def baseline_stage(preparation: Preparation) -> Iterator[Event]:
     """Score the baseline where that is not committed."""
-    from gencls_core.systems.baseline import commit_tfidf
+    from gencls_core.systems.commit import commit_system
+    from gencls_core.systems.tfidf import TfidfSystem
 
     began = time.perf_counter()
-    if commit_tfidf(
-        preparation.dataset, preparation.run.scores, preparation.config.data.split_seed
-    ):
+    system = TfidfSystem(preparation.config.data.split_seed)
+    if commit_system(system, preparation.dataset, preparation.run.scores):
         yield StageFinished(
             "baseline", "TF-IDF with logistic regression scored", time.perf_counter() - began
         )

@@ -7,29 +7,35 @@ stratified cross-validation on the log-loss. Scores are log P(class | text).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.errors import DataError
-from gencls_core.scores import SCORE_SCHEMA, Quantity
+from gencls_core.score_matrix import FloatArray
+from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
+from gencls_core.systems.bag_of_words import (
+    WORD,
+    Learner,
+    digest_parts,
+    fit_words,
+    folds_of,
+    rows_by_class,
+    train_targets,
+    words_between_spaces,
+)
 
 __all__ = ["TFIDF", "TfidfSystem", "score_with_tfidf"]
 
 TFIDF = "tfidf"
 TFIDF_FORMAT = 1
 
+_LEARNER = Learner("TF-IDF", "leave the baseline out with --no-baseline")
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 _DEFAULT_STRENGTH = 10.0
-_FOLDS = 3
 _RARE_FROM_TEXTS = 200
 """From this many train texts on, a word or pair that only one of them holds is left out."""
 
@@ -52,17 +58,8 @@ class TfidfSystem:
 
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on: 64 hex digits."""
-        return digest_of(
-            {
-                "format": TFIDF_FORMAT,
-                "seed": self.seed,
-                "classes": dataset.classes,
-                "train": dataset.split("train").fingerprint,
-                "scored": dataset.split(split).fingerprint,
-                "strengths": _STRENGTHS,
-                "scikit-learn": version("scikit-learn"),
-            }
-        )
+        settings = {"format": TFIDF_FORMAT, "strengths": _STRENGTHS}
+        return digest_of(digest_parts(dataset, split, self.seed) | settings)
 
     def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
         """Train on the train split, score `split`; see `score_with_tfidf`."""
@@ -85,105 +82,42 @@ def score_with_tfidf(dataset: Dataset, split: SplitName, seed: int = 0) -> dict[
         DataError: when a class has no train text, or no train text holds a word.
     """
     vectorizer, classifier = _train(dataset, seed)
-    ids: list[str] = []
-    labels: list[str | None] = []
-    words: list[int] = []
-    blocks: list[npt.NDArray[np.float64]] = []
-    for batch in dataset.iter_batches(split, ["example_id", "text", "label"]):
-        texts = batch.column("text").to_pylist()
-        ids.extend(batch.column("example_id").to_pylist())
-        labels.extend(batch.column("label").to_pylist())
-        words.extend(len(text.split()) for text in texts)
-        blocks.append(_log_posteriors(classifier, vectorizer.transform(texts)))
-    scores_NC = np.concatenate(blocks) if blocks else np.zeros((0, len(dataset.classes)))
-    return {
-        name: _rows(ids, labels, words, scores_NC[:, column])
-        for column, name in enumerate(dataset.classes)
-    }
+
+    def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
+        features_BF = vectorizer.transform(texts)
+        return _log_posteriors(classifier, features_BF), words_between_spaces(texts)
+
+    return rows_by_class(dataset, split, "log_posterior", score)
 
 
-def _log_posteriors(classifier: Any, features_NF: Any) -> npt.NDArray[np.float64]:
+def _log_posteriors(classifier: Any, features_BF: Any) -> FloatArray:
     from scipy.special import log_softmax
 
-    logits = classifier.decision_function(features_NF)
+    logits = classifier.decision_function(features_BF)
     if logits.ndim == 1:  # two classes: scikit-learn gives log P(1|x) − log P(0|x) only
         logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    scores: npt.NDArray[np.float64] = log_softmax(logits, axis=1)
+    scores: FloatArray = log_softmax(logits, axis=1)
     return scores
-
-
-def _rows(
-    ids: list[str], labels: list[str | None], words: list[int], scores: npt.NDArray[np.float64]
-) -> pa.Table:
-    count = len(ids)
-    columns: dict[str, Any] = {
-        "example_id": ids,
-        "label": labels,
-        "score": scores,
-        "quantity": ["log_posterior"] * count,
-        "num_tokens": words,
-        "truncated": [False] * count,
-        "num_windows": [1] * count,
-        "loss_score": [None] * count,
-        "token_ids": [None] * count,
-        "token_scores": [None] * count,
-    }
-    return pa.table(columns, schema=SCORE_SCHEMA)
 
 
 def _train(dataset: Dataset, seed: int) -> tuple[Any, Any]:
     """Fit the vectoriser and the classifier, whose columns are the dataset's classes in order."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.model_selection import GridSearchCV
 
-    numbers = {name: number for number, name in enumerate(dataset.classes)}
-    targets = [numbers[label] for _, label in _labelled(dataset)]
-    counts = Counter(targets)
-    absent = [name for name, number in numbers.items() if not counts[number]]
-    if absent or len(numbers) < 2:
-        raise DataError.of(
-            "TF-IDF needs train texts of at least two classes, and of every class",
-            place=dataset.split_path("train"),
-            found=f"no text of {', '.join(absent)}" if absent else "one class",
-            remedy="add texts, or leave the baseline out with --no-baseline",
-        )
+    targets_N = train_targets(dataset, _LEARNER)
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2),
         sublinear_tf=True,
-        min_df=2 if len(targets) >= _RARE_FROM_TEXTS else 1,
-        # Unlike scikit-learn's default, one-letter words count: "I" and digits are evidence.
-        token_pattern=r"(?u)\b\w+\b",
+        min_df=2 if len(targets_N) >= _RARE_FROM_TEXTS else 1,
+        token_pattern=WORD,
         dtype=np.float64,
     )
-    try:
-        features_NF = vectorizer.fit_transform(text for text, _ in _labelled(dataset))
-    except ValueError as error:
-        raise DataError.of(
-            "TF-IDF finds no word in the train texts",
-            place=dataset.split_path("train"),
-            found=str(error),
-            expected="texts with letters or digits, some of them in two texts or more",
-            remedy="leave the baseline out with --no-baseline",
-        ) from None
+    features_NF = fit_words(vectorizer, dataset, _LEARNER)
     classifier = LogisticRegression(C=_DEFAULT_STRENGTH, max_iter=1000)
-    folds = min(_FOLDS, *counts.values())
-    if folds < 2:
-        return vectorizer, classifier.fit(features_NF, targets)
-    search = GridSearchCV(
-        classifier,
-        {"C": list(_STRENGTHS)},
-        scoring="neg_log_loss",
-        cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-    )
-    return vectorizer, search.fit(features_NF, targets).best_estimator_
-
-
-def _labelled(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Go through the labelled train texts, in order, a batch in memory at a time."""
-    known = set(dataset.classes)
-    for batch in dataset.iter_batches("train", ["text", "label"]):
-        texts, labels = batch.column("text").to_pylist(), batch.column("label").to_pylist()
-        for text, label in zip(texts, labels, strict=True):
-            if label in known:
-                yield text, label
+    folds = folds_of(targets_N, seed)
+    if not folds:
+        return vectorizer, classifier.fit(features_NF, targets_N)
+    search = GridSearchCV(classifier, {"C": list(_STRENGTHS)}, scoring="neg_log_loss", cv=folds)
+    return vectorizer, search.fit(features_NF, targets_N).best_estimator_
