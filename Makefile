@@ -1,5 +1,6 @@
 # make demo    a complete run on embedded data, from a fresh clone
 # make test    the tests, as CI runs them
+# make faults  every fault of docs/reliability.md, injected (part of make test)
 # make help    every target
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --output-dir runs/demo
 
-.PHONY: help venv demo test test-slow chaos lint format clean
+.PHONY: help venv demo test faults test-slow chaos lint format clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -38,6 +39,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m 'not slow'
+
+faults: .venv/installed-dev
+	$(BIN)/python -m pytest -m 'fault and not slow'
 
 test-slow: .venv/installed-slow
 	$(BIN)/python -m pytest -m slow

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("jobs.run", "Train one language model per class."),
     "evaluate": ("jobs.evaluate", "Score labelled texts under trained class models, and report."),
     "classify": ("jobs.evaluate", "Label new texts with trained class models."),
+    "compare": ("jobs.compare", "Compare systems on the same test texts, with significance."),
     "report": ("jobs.report", "Rebuild a run's report from its Parquet scores alone."),
     "query": ("jobs.query", "Ask a run's scores and predictions questions in SQL."),
     "verify": ("jobs.verify", "Check every committed model and shard of a run; --repair."),

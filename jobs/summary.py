@@ -1,15 +1,16 @@
-"""The table that a run ends with."""
+"""The tables that a run and a comparison end with."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gencls_core.remote_path import Location
 
-__all__ = ["print_summary"]
+__all__ = ["print_comparison", "print_summary"]
 
 
 def print_summary(report_path: Location, console: Console | None = None) -> None:
@@ -45,8 +46,40 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
 
 
+def print_comparison(folder: Location, console: Console | None = None) -> None:
+    """Print systems and answers of a comparison's `report.json`, and where the report is."""
+    from gencls_core.storage import read_json
+
+    console = console or Console(highlight=False)
+    report: dict[str, Any] = read_json(folder / "report.json")
+    table = Table(title=None, header_style="bold")
+    table.add_column("system")
+    for name in ("texts per class", "runs", "accuracy", "95 % interval", "macro F1", "NLL"):
+        table.add_column(name, justify="right")
+    for system in sorted(report["systems"], key=lambda s: -s["accuracy"]["value"]):
+        accuracy = system["accuracy"]
+        table.add_row(
+            escape(system["name"]),
+            f"{system['train_texts']:,.0f}",
+            str(len(system["runs"])),
+            _percent(accuracy["value"]),
+            _interval([accuracy["low"], accuracy["high"]]),
+            _percent(system["macro_f1"]["value"]),
+            f"{system['nll']['value']:.3f}",
+        )
+    console.print(table)
+    for answer in report["questions"]:
+        if answer["verdict"] != "not asked":
+            console.print(f"{answer['question']} {answer['words']}", markup=False)
+    texts = sum(report["test"]["texts"].values())
+    console.print(f"{texts:,} test texts. Report: ", end="")
+    console.print(str(folder / "report.html"), soft_wrap=True, markup=False)
+
+
 BASELINE_NAMES = {
     "tfidf": "TF-IDF + logistic regression",
+    "nbsvm": "NBSVM",
+    "naive-bayes": "naive Bayes",
     "majority": "always the largest class",
 }
 

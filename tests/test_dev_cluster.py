@@ -76,6 +76,7 @@ def answering(body: bytes, code: int = 200) -> http.server.ThreadingHTTPServer:
     return server
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("body", "code", "error"),
     [

@@ -17,6 +17,8 @@ from gencls_core.config import ScoringConfig, SequenceConfig
 from gencls_core.errors import StoreError
 from gencls_core.scores import ScoreStore, read_scores
 
+pytestmark = pytest.mark.fault
+
 
 def commit(run, digest: str = "d", shard_size: int = 8) -> None:
     """Commit one shard under every class."""

@@ -21,7 +21,7 @@ from gencls_core.class_models import ClassModel
 from gencls_core.events import ClassTrained, Event, Note, ShardCommitted, TrainingProgress
 from gencls_core.run import RunDirectory
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.fault]
 
 ROWS = 64
 HAS = {"num_cpus": 1, "memory": 4 * GB}

@@ -21,7 +21,7 @@ from gencls_core.events import ClassTrained
 from gencls_core.run import RunDirectory
 from gencls_core.scores import read_scores
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.fault]
 
 TEST_TEXTS = 240
 SHARD_SIZE = 10

@@ -32,7 +32,7 @@ from gencls_core.events import Note, ShardCommitted
 from gencls_core.ownership import OwnershipError, own
 from gencls_core.scores import ScoreStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.usefixtures("shared_ray")]
 
 ROWS = 64
 POISON = 21

@@ -18,6 +18,8 @@ from gencls_core.training import train_class
 from gencls_core.training_loop import ClassTrainer
 from gencls_core.training_task import TrainingTask
 
+pytestmark = pytest.mark.fault
+
 
 @pytest.fixture
 def task(tmp_path) -> TrainingTask:

@@ -19,6 +19,8 @@ from gencls_core.remote_path import RemotePath
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, read_scores
 
+pytestmark = pytest.mark.fault
+
 NAMES = ["../../x", "a/b", "🦉 owl", "..", ".", "%2e%2e", "CON", "a\nb", " "]
 
 

@@ -93,6 +93,7 @@ def development(tmp_path_factory) -> Iterator[tuple[DevCluster, Path]]:
             os.chdir(before)
 
 
+@pytest.mark.fault
 def test_a_cluster_is_ours_alone(development):
     cluster, _ = development
     home = Path(os.environ["GENCLS_HOME"])
@@ -226,6 +227,7 @@ def holding(value: str, process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.fault
 def test_jobs_wait_work_stop_and_go_on_and_nothing_of_them_remains(development):
     cluster, work = development
     client = JobClient(cluster.url, cluster.token)
@@ -377,6 +379,7 @@ def test_a_driver_that_is_killed_loses_its_place(development):
             assert admitted(second)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("shown", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}])
 def test_a_driver_without_the_token_is_refused(development, shown):
     cluster, _ = development

@@ -14,6 +14,8 @@ import pytest
 from gencls_core import ownership
 from gencls_core.ownership import OwnershipError, await_silent_owner, own
 
+pytestmark = pytest.mark.fault
+
 fork = multiprocessing.get_context("fork")
 
 

@@ -203,6 +203,7 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize("sql", FORBIDDEN)
+@pytest.mark.fault
 def test_a_query_reads_views_and_nothing_else(run: RunDirectory, sql: str) -> None:
     secret_local = pa.table({"x": [1]})  # noqa: F841  a Python variable is no table either
     before = sorted(run.path.rglob("*"))

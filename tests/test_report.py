@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from page_fixtures import parsed
 from report_fixtures import CLASSES, make_run
 
 from gencls_core.errors import DataError, StoreError, UsageError
@@ -128,34 +128,6 @@ def test_another_prior_changes_no_score(tmp_path: Path) -> None:
     assert tilted.calibration == plain.calibration
     with pytest.raises(UsageError):
         build_report(run, prior="Sci/Tech=1")
-
-
-class Page(HTMLParser):
-    """Collects what a page loads, its ids, its elements and its visible text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.ids: list[str] = []
-        self.shown: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "srcset", "data", "action", "poster"):
-                self.loads.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-
-    def handle_data(self, data: str) -> None:
-        self.shown.append(data)
-
-
-def parsed(html: str) -> Page:
-    page = Page()
-    page.feed(html)
-    return page
 
 
 def test_page_escapes_what_texts_and_names_hold(run: RunDirectory) -> None:

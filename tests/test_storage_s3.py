@@ -205,6 +205,7 @@ def test_requests_of_a_commit_and_of_a_resume(s3: S3Server, tmp_path, monkeypatc
     assert counts[32]["PUT"] == counts[32]["DELETE"] == 0
 
 
+@pytest.mark.fault
 def test_a_shard_is_there_whole_or_not_at_all(s3: S3Server, tmp_path):
     """Whatever is seen before any request of a commit: no record without its whole shard."""
     run = remote_run(s3, "whole", tmp_path, rows=8)
@@ -231,6 +232,7 @@ def test_a_shard_is_there_whole_or_not_at_all(s3: S3Server, tmp_path):
     assert store.orphans() == []
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("how", [500, 503, "cut"])
 def test_a_commit_that_fails_is_made_again(s3: S3Server, tmp_path, how):
     run = remote_run(s3, f"again-{how}", tmp_path, rows=8)

@@ -77,6 +77,7 @@ def test_a_whole_run(run):
     assert repair(run).removed == ()
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
 @pytest.mark.parametrize(
     "name",
@@ -104,6 +105,7 @@ def test_damage_is_found_and_only_that_is_removed(run, name, how):
     assert {kind for kind, _ in found_in(run)} == {"missing"}
 
 
+@pytest.mark.fault
 def test_the_next_run_makes_only_what_was_removed(run, source):
     scores = read_everything(run)
     damage(run.path / SHARD, "flipped")

@@ -233,7 +233,8 @@ def _baselines(
     largest = max(matrix.classes, key=lambda name: counts.get(name, 0))
     certain_C = np.where([name == largest for name in matrix.classes], 0.0, -np.inf)
     constant_NC = np.broadcast_to(certain_C, matrix.scores.shape)
-    found["majority"] = _as_baseline(evaluate(constant_NC, matrix.label_codes, matrix.classes))
+    majority = _as_baseline(evaluate(constant_NC, matrix.label_codes, matrix.classes))
+    found.setdefault("majority", majority)
     return found, notes
 
 

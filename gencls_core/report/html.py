@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from gencls_core.report import plots, words
 from gencls_core.report.details import Details, Mistake
 from gencls_core.report.schema import Report
+from gencls_core.report.templates import template
 
 __all__ = ["render_html"]
 
@@ -59,7 +58,7 @@ def render_html(report: Report, details: Details) -> str:
     """Give the page; everything from the data set is escaped."""
     curves = plots.training_plots(report, _SHOWN_CURVES)
     trained = sum(task.training is not None for task in report.tasks.values())
-    return _template().render(
+    return template("gencls_core.report", "report.html.j2").render(
         report=report,
         headline=words.headline(report),
         figures=_figures(report),
@@ -78,28 +77,6 @@ def render_html(report: Report, details: Details) -> str:
         mistakes_in_all=int((~details.correct).sum()),
         settings=_settings(report),
     )
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gencls_core.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=words.percent,
-        count=words.count,
-        nats=words.nats,
-        number=words.number,
-        perplexity=words.perplexity,
-        duration=words.duration,
-        memory=words.memory,
-        system_name=words.system_name,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _figures(report: Report) -> list[_Figure]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from gencls_core.report import words
 from gencls_core.report.schema import Report
 
-__all__ = ["render_markdown"]
+__all__ = ["escaped", "render_markdown", "table"]
 
 _ESCAPED = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
 
@@ -15,7 +15,7 @@ _ESCAPED = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<
 def render_markdown(report: Report) -> str:
     """Give the report as GitHub-flavoured Markdown; it holds no text of the data set."""
     parts = [
-        f"# {_text(report.dataset.name)}: generative text classification",
+        f"# {escaped(report.dataset.name)}: generative text classification",
         " ".join(words.headline(report)),
         f"Written {report.generated} from the scores {report.score_digest[:12]}.",
         "## Figures",
@@ -32,7 +32,7 @@ def render_markdown(report: Report) -> str:
     ]
     notes = [*report.notes, *report.dataset.warnings]
     if notes:
-        parts += ["## Notes", "\n".join(f"- {_text(note)}" for note in notes)]
+        parts += ["## Notes", "\n".join(f"- {escaped(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -55,7 +55,7 @@ def _figures(report: Report) -> str:
         ("expected calibration error", report.ece, words.number),
     ):
         rows.append([name, shown(both.uncalibrated), shown(both.calibrated)])
-    return _table(["figure", "uncalibrated", "calibrated"], rows)
+    return table(["figure", "uncalibrated", "calibrated"], rows)
 
 
 def _classes(report: Report) -> str:
@@ -64,7 +64,7 @@ def _classes(report: Report) -> str:
         perplexity = report.perplexity[name]
         rows.append(
             [
-                _text(name),
+                escaped(name),
                 words.count(of.support),
                 words.number(of.precision),
                 words.number(of.recall),
@@ -77,15 +77,15 @@ def _classes(report: Report) -> str:
             ]
         )
     head = ["class", "texts", "precision", "recall", "F1", "F1 calibrated"]
-    return _table([*head, "perplexity", "under the others"], rows)
+    return table([*head, "perplexity", "under the others"], rows)
 
 
 def _confusion(report: Report) -> str:
     rows = [
-        [f"**{_text(name)}**", *map(words.count, cells)]
+        [f"**{escaped(name)}**", *map(words.count, cells)]
         for name, cells in zip(report.classes, report.confusion.uncalibrated, strict=True)
     ]
-    return _table(["", *map(_text, report.classes)], rows)
+    return table(["", *map(escaped, report.classes)], rows)
 
 
 def _costs(report: Report) -> str:
@@ -94,7 +94,7 @@ def _costs(report: Report) -> str:
         training = task.training
         rows.append(
             [
-                _text(name),
+                escaped(name),
                 words.duration(training.seconds if training else None),
                 words.count(round(training.tokens_per_second) if training else None),
                 words.memory(training.peak_memory_bytes if training else None),
@@ -104,11 +104,11 @@ def _costs(report: Report) -> str:
             ]
         )
     head = ["class", "training", "tokens/s", "memory", "GPU memory", "scoring", "scoring memory"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _settings(report: Report) -> str:
-    prior = ", ".join(f"{_text(n)} {p:.3f}" for n, p in report.prior.per_class.items())
+    prior = ", ".join(f"{escaped(n)} {p:.3f}" for n, p in report.prior.per_class.items())
     calibration = "none"
     if report.calibration is not None:
         calibration = (
@@ -116,22 +116,23 @@ def _settings(report: Report) -> str:
             f"{words.count(report.calibration.num_texts)} held-out texts"
         )
     rows = [
-        ["model", _text(str(report.model.get("name", "–")))],
-        ["prior", f"{_text(report.prior.name)} ({prior})"],
+        ["model", escaped(str(report.model.get("name", "–")))],
+        ["prior", f"{escaped(report.prior.name)} ({prior})"],
         ["calibration", calibration],
         ["truncated texts", words.count(report.truncated)],
         ["texts in several windows", words.count(report.windowed)],
         ["dataset fingerprint", f"`{report.dataset.fingerprint}`"],
         ["wall time", words.duration(report.timing.wall_seconds)],
     ]
-    return _table(["setting", "value"], rows)
+    return table(["setting", "value"], rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay cells, which are Markdown already, out as a table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _text(value: str) -> str:
+def escaped(value: str) -> str:
     """Make a name safe inside a table cell."""
     return " ".join(value.translate(_ESCAPED).split())

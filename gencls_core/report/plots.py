@@ -7,6 +7,8 @@ place, line style or label, so that no figure rests on colour.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,51 +21,81 @@ from gencls_core.report.schema import ReliabilityBinReport, Report
 from gencls_core.report.svg import GRID, INK, MUTED, RIGHT, WRONG, draw
 
 __all__ = [
+    "IntervalRow",
     "accuracy_plot",
     "confusion_plot",
+    "interval_plot",
     "ratio_plot",
     "reliability_plot",
     "training_plots",
 ]
 
 _WIDE = (4.7, 3.0)
+_LINE_ROWS = 0.36
+"""Height of one more line of a name, where a row is 1."""
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """A system's accuracy with its 95 % interval, as one row of a plot."""
+
+    label: str
+    accuracy: float
+    interval: tuple[float, float]
+    colour: str
+    marker: str = "o"
 
 
 def accuracy_plot(report: Report) -> str:
     """Draw each system's accuracy with its 95 % interval."""
     name = words.system_name(report.system)
-    rows = [(f"{name}", report.accuracy.uncalibrated, report.accuracy_ci95.uncalibrated, RIGHT)]
+    found = report.accuracy.uncalibrated, report.accuracy_ci95.uncalibrated
+    rows = [IntervalRow(name, *found, RIGHT)]
     if report.accuracy.calibrated is not None and report.accuracy_ci95.calibrated is not None:
-        found = (report.accuracy.calibrated, report.accuracy_ci95.calibrated)
-        rows.append((f"{name}, calibrated", *found, RIGHT))
+        found = report.accuracy.calibrated, report.accuracy_ci95.calibrated
+        rows.append(IntervalRow(f"{name}, calibrated", *found, RIGHT))
     for system, baseline in report.baselines.items():
-        rows.append((words.system_name(system), baseline.accuracy, baseline.accuracy_ci95, MUTED))
+        found = baseline.accuracy, baseline.accuracy_ci95
+        rows.append(IntervalRow(words.system_name(system), *found, MUTED))
+    return interval_plot(rows)
+
+
+def interval_plot(rows: Sequence[IntervalRow], limits: tuple[float, float] = (0, 1)) -> str:
+    """Draw accuracies with their intervals, one below the other, between two accuracies."""
+    # Names stand over their own line: long ones need no margin on the left, but may need lines.
+    extra = [_LINE_ROWS * row.label.count("\n") for row in rows]
+    places = [number + sum(extra[: number + 1]) for number in range(len(rows))]
+    bottom, top = places[-1] + 0.4, -0.75
 
     def plot(figure: Figure, axes: Axes) -> None:
-        for row, (label, accuracy, (low, high), colour) in enumerate(rows):
-            axes.plot([low, high], [row, row], color=colour, linewidth=3, alpha=0.45)
-            axes.plot([accuracy], [row], "o", color=colour, markersize=6.5)
-            # Names stand over their own line: long ones need no margin on the left.
-            for place, text, align in ((0, label, "left"), (1, words.percent(accuracy), "right")):
+        for place, row in zip(places, rows, strict=True):
+            axes.plot(row.interval, [place, place], color=row.colour, linewidth=3, alpha=0.45)
+            axes.plot([row.accuracy], [place], row.marker, color=row.colour, markersize=6.5)
+            for edge, text, align in zip(
+                limits, (row.label, words.percent(row.accuracy)), ("left", "right"), strict=True
+            ):
                 axes.annotate(
                     text,
-                    (place, row),
+                    (edge, place),
                     xytext=(0, 6),
                     textcoords="offset points",
                     ha=align,
                     va="bottom",
                     in_layout=False,
                 )
-        axes.set_ylim(len(rows) - 0.6, -0.75)
-        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom, top)
+        axes.set_xlim(*limits)
         axes.set_yticks([])
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_xlabel("accuracy with 95 % interval")
 
-    spoken = "; ".join(f"{row[0]} {words.percent(row[1])}" for row in rows)
-    size = (_WIDE[0], 0.75 + 0.5 * len(rows))
+    spoken = "; ".join(
+        f"{' '.join(row.label.split())} {words.percent(row.accuracy)}" for row in rows
+    )
+    size = (_WIDE[0], 0.75 + 0.5 * (len(rows) + sum(extra)))
     return draw("accuracy", f"Accuracy of each system: {spoken}.", size, plot)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +20,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["GRID", "INK", "MUTED", "RIGHT", "WRONG", "draw"]
+__all__ = ["GRID", "INK", "MUTED", "RIGHT", "SERIES", "WRONG", "draw", "wrapped"]
 
 # Stand-ins, each replaced by the CSS variable named beside it.
 INK, MUTED, GRID, RIGHT, WRONG = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", RIGHT: "--right", WRONG: "--wrong"}
+# Colours of lines that stand side by side, on pages that define `--series-1` and so on.
+SERIES = tuple(f"#0a0b{number:02x}" for number in range(6, 14))
+_VARIABLES = {
+    **{INK: "--ink", MUTED: "--muted", GRID: "--line", RIGHT: "--right", WRONG: "--wrong"},
+    **{stand_in: f"--series-{number}" for number, stand_in in enumerate(SERIES, start=1)},
+}
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -74,6 +80,31 @@ def draw(
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(stream.getvalue(), name, label)
+
+
+def wrapped(name: str, columns: int) -> str:
+    """Break a name into lines, also inside words; a full-width character takes two columns."""
+    lines, used = [""], 0
+    for word in name.split():
+        room = columns - used - bool(used)
+        if _columns(word) <= room:
+            lines[-1] += f" {word}" if used else word
+            used += _columns(word) + bool(used)
+            continue
+        if used:
+            lines.append("")
+            used = 0
+        for character in word:
+            if used + _columns(character) > columns:
+                lines.append("")
+                used = 0
+            lines[-1] += character
+            used += _columns(character)
+    return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ NBSP = "\N{NO-BREAK SPACE}"
 _SYSTEMS = {
     "class-lm": "class models",
     "tfidf": "TF-IDF with logistic regression",
+    "nbsvm": "NBSVM",
+    "naive-bayes": "naive Bayes",
     "majority": "guessing the largest class",
 }
 

@@ -1,0 +1,156 @@
+"""Results → figures, tests, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import numpy as np
+
+from gencls_core.comparison.questions import answers
+from gencls_core.comparison.results import Condition, Results, read_results
+from gencls_core.comparison.schema import (
+    Comparison,
+    CurvePoint,
+    EstimateReport,
+    PairReport,
+    SystemReport,
+    TestSet,
+)
+from gencls_core.intervals import Estimate, estimate_system
+from gencls_core.remote_path import uri_of
+from gencls_core.run import RunDirectory
+from gencls_core.significance import PairComparison, compare_pairs
+
+__all__ = ["compare_runs"]
+
+UNTRAINED = frozenset({"zero-shot", "masked-lm-untrained"})
+"""Systems that learn nothing from the train texts: the same at every number of them."""
+
+
+def compare_runs(runs: Sequence[RunDirectory], others: Sequence[Comparison] = ()) -> Comparison:
+    """Compare every system in some runs, which were scored on the same test texts.
+
+    Args:
+        runs: run directories.
+        others: comparisons on other test texts, for the question whether the pattern holds.
+
+    Raises:
+        DataError: when the test texts have no label or all the same one.
+        StoreError: when a directory is no run, or its scores are missing or contradict each other.
+        UsageError: when the runs were not scored on the same texts.
+    """
+    results = read_results(runs)
+    systems = [_system(condition) for condition in results.conditions]
+    largest = _largest(results)
+    pairs = [_pair(pair, largest) for pair in _compared(results, largest)]
+    return Comparison(
+        generated=datetime.now(UTC).isoformat(timespec="seconds"),
+        test=_test_set(results),
+        systems=systems,
+        pairs=pairs,
+        learning_curve=_curve(systems),
+        questions=answers(pairs, others),
+        notes=[*results.notes, *_notes(results)],
+    )
+
+
+def _system(condition: Condition) -> SystemReport:
+    estimates = estimate_system(condition.outcomes)
+    runs = condition.runs
+    plain = [r.uncalibrated_accuracy for r in runs if r.uncalibrated_accuracy is not None]
+    trained = [r.train_seconds for r in runs if r.train_seconds is not None]
+    num_texts = len(runs[0].log_posterior)
+    return SystemReport(
+        name=condition.name,
+        system=condition.system,
+        quantity=runs[0].quantity,
+        runs=[uri_of(run.run.path) for run in runs],
+        seeds=[run.seeds for run in runs],
+        sample=condition.sample,
+        train_texts=condition.train_texts,
+        accuracy=_estimate(estimates.accuracy),
+        macro_f1=_estimate(estimates.macro_f1),
+        nll=_estimate(estimates.nll),
+        ece=_estimate(estimates.ece),
+        uncalibrated_accuracy=float(np.mean(plain)) if plain else None,
+        train_seconds=float(np.mean(trained)) if trained else None,
+        seconds_per_1000_texts=1000 * float(np.mean([r.scoring_seconds for r in runs])) / num_texts,
+    )
+
+
+def _estimate(estimate: Estimate) -> EstimateReport:
+    values = asdict(estimate)
+    return EstimateReport(**{name: values[name] for name in EstimateReport.model_fields})
+
+
+def _largest(results: Results) -> int | None:
+    """Give the largest sample of train texts, at which systems are compared pair by pair."""
+    samples = {c.sample for c in results.conditions if c.system not in UNTRAINED}
+    return None if None in samples or not samples else max(s for s in samples if s is not None)
+
+
+def _compared(results: Results, largest: int | None) -> tuple[PairComparison, ...]:
+    at_largest = {
+        condition.name: condition.outcomes.correct_SN
+        for condition in results.conditions
+        if condition.sample == largest or condition.system in UNTRAINED
+    }
+    # Runs with the same seeds share the sample of train texts that these draw.
+    repeated = {
+        tuple(run.seeds for run in condition.runs)
+        for condition in results.conditions
+        if condition.name in at_largest and len(condition.runs) > 1
+    }
+    return compare_pairs(at_largest, paired_seeds=len(repeated) == 1)
+
+
+def _pair(pair: PairComparison, sample: int | None) -> PairReport:
+    difference, mcnemar = pair.difference, pair.mcnemar
+    return PairReport(
+        a=pair.a,
+        b=pair.b,
+        sample=sample,
+        difference=difference.difference,
+        low=difference.low,
+        high=difference.high,
+        sources=difference.sources,
+        only_a=mcnemar.only_a,
+        only_b=mcnemar.only_b,
+        mcnemar_p=mcnemar.p,
+        mcnemar_method=mcnemar.method,
+        bootstrap_p=difference.p,
+        holm_p=pair.holm_p,
+        holm_of=pair.holm_of,
+    )
+
+
+def _curve(systems: list[SystemReport]) -> list[CurvePoint]:
+    if len({system.sample for system in systems}) < 2:
+        return []
+    return [
+        CurvePoint(system=s.name, train_texts=s.train_texts, accuracy=s.accuracy) for s in systems
+    ]
+
+
+def _test_set(results: Results) -> TestSet:
+    split = results.dataset.split("test")
+    return TestSet(
+        name=results.dataset.name,
+        fingerprint=split.fingerprint,
+        texts={name: split.class_counts.get(name, 0) for name in results.classes},
+        warnings=list(results.dataset.warnings),
+    )
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    repeated = {condition.name: len(condition.runs) for condition in results.conditions}
+    single = [name for name, count in repeated.items() if count == 1]
+    if single:
+        notes.append(
+            "Trained once, so that the intervals are about these very models and not about "
+            f"training them again: {', '.join(dict.fromkeys(single))}."
+        )
+    return notes

@@ -1,0 +1,41 @@
+"""The pages' templates: one head, one style and one set of words for every page."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jinja2
+
+from gencls_core.report import words
+
+__all__ = ["template"]
+
+_SHARED = "gencls_core.report"
+
+
+@cache
+def template(package: str, name: str) -> jinja2.Template:
+    """Give a template of a package, which may extend and include those of the report.
+
+    Everything that it is given is escaped, and a name that it is not given is an error.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(place, ".") for place in dict.fromkeys((package, _SHARED))]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent,
+        count=words.count,
+        nats=words.nats,
+        number=words.number,
+        perplexity=words.perplexity,
+        duration=words.duration,
+        memory=words.memory,
+        system_name=words.system_name,
+    )
+    return environment.get_template(name)
