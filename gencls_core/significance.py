@@ -37,6 +37,7 @@ from gencls_core.score_matrix import FloatArray
 
 __all__ = [
     "MID_P_BELOW",
+    "PAIR_RESAMPLES",
     "McNemar",
     "PairComparison",
     "PairedDifference",

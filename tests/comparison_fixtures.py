@@ -76,7 +76,7 @@ def make_comparison(
     ]
     return schema.Comparison(
         generated="2026-01-02T03:04:05+00:00",
-        test=schema.TestSet(
+        test=schema.TextsReport(
             name="news <demo>",
             fingerprint="0123456789abcdef" * 4,
             texts={name: int((truth_N == code).sum()) for code, name in enumerate(CLASSES)},

@@ -13,6 +13,7 @@ from report_fixtures import CLASSES, make_run, score_table
 from gencls_core.comparison import compare_runs
 from gencls_core.comparison.questions import answers
 from gencls_core.comparison.schema import Comparison, PairReport
+from gencls_core.comparison.words import points
 from gencls_core.errors import DataError, StoreError, UsageError
 from gencls_core.report import build_report
 from gencls_core.run import RunDirectory
@@ -206,8 +207,20 @@ def test_answers_go_by_interval_and_corrected_p(difference, p, verdict, turned):
         pair = make_pair("zero-shot", "class-lm", -difference, p)
     first, second, *_ = answers([pair], [])
     assert first.verdict == verdict
-    assert f"{100 * difference:+.1f} points" in first.words
+    assert f"{points(difference)} points" in first.words
     assert second.verdict == "not asked"
+
+
+def test_variants_must_agree():
+    better = make_pair("class-lm (epochs=1.0)", "tfidf", 0.1)
+    worse = make_pair("tfidf", "class-lm (epochs=3.0)", 0.1)
+    question = "Are the class models better than TF-IDF with logistic regression?"
+    both = next(a for a in answers([better, worse], []) if a.question == question)
+    assert both.verdict == "not shown"
+    assert "variants differ" in both.words
+    assert "class-lm (epochs=3.0) minus tfidf: −10.0 points (−12.0 to −8.0" in both.words
+    one = next(a for a in answers([better], []) if a.question == question)
+    assert one.verdict == "yes"
 
 
 def test_the_pattern_on_other_data(run):

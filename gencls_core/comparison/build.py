@@ -11,22 +11,20 @@ import numpy as np
 from gencls_core.comparison.questions import answers
 from gencls_core.comparison.results import Condition, Results, read_results
 from gencls_core.comparison.schema import (
+    UNTRAINED,
     Comparison,
     CurvePoint,
     EstimateReport,
     PairReport,
     SystemReport,
-    TestSet,
+    TextsReport,
 )
 from gencls_core.intervals import Estimate, estimate_system
 from gencls_core.remote_path import uri_of
 from gencls_core.run import RunDirectory
-from gencls_core.significance import PairComparison, compare_pairs
+from gencls_core.significance import PAIR_RESAMPLES, PairComparison, compare_pairs
 
 __all__ = ["compare_runs"]
-
-UNTRAINED = frozenset({"zero-shot", "masked-lm-untrained"})
-"""Systems that learn nothing from the train texts: the same at every number of them."""
 
 
 def compare_runs(runs: Sequence[RunDirectory], others: Sequence[Comparison] = ()) -> Comparison:
@@ -103,7 +101,10 @@ def _compared(results: Results, largest: int | None) -> tuple[PairComparison, ..
         for condition in results.conditions
         if condition.name in at_largest and len(condition.runs) > 1
     }
-    return compare_pairs(at_largest, paired_seeds=len(repeated) == 1)
+    # A bootstrap's smallest p-value, times the number of pairs, must lie well below 0.05.
+    count = len(at_largest) * (len(at_largest) - 1) // 2
+    resamples = max(PAIR_RESAMPLES, 400 * count)
+    return compare_pairs(at_largest, paired_seeds=len(repeated) == 1, resamples=resamples)
 
 
 def _pair(pair: PairComparison, sample: int | None) -> PairReport:
@@ -134,9 +135,9 @@ def _curve(systems: list[SystemReport]) -> list[CurvePoint]:
     ]
 
 
-def _test_set(results: Results) -> TestSet:
+def _test_set(results: Results) -> TextsReport:
     split = results.dataset.split("test")
-    return TestSet(
+    return TextsReport(
         name=results.dataset.name,
         fingerprint=split.fingerprint,
         texts={name: split.class_counts.get(name, 0) for name in results.classes},

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from gencls_core.comparison import plots, words
-from gencls_core.comparison.questions import ALPHA
-from gencls_core.comparison.schema import Comparison
+from gencls_core.comparison.schema import ALPHA, Comparison
 from gencls_core.report.templates import template
 from gencls_core.significance import format_p
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gencls_core.comparison.schema import Answer, Comparison, PairReport
+from gencls_core.comparison.words import points, significant, turned
 from gencls_core.significance import format_p
 
 __all__ = ["answers"]
@@ -19,7 +20,6 @@ RIVALS = {
     "masked-lm": "Are the causal class models better than masked ones?",
     "tfidf": "Are the class models better than TF-IDF with logistic regression?",
 }
-ALPHA = 0.05
 
 
 def answers(pairs: Sequence[PairReport], others: Sequence[Comparison]) -> list[Answer]:
@@ -34,29 +34,37 @@ def answers(pairs: Sequence[PairReport], others: Sequence[Comparison]) -> list[A
 
 
 def _against(rival: str, question: str, pairs: Sequence[PairReport]) -> Answer:
-    pair = next((p for p in pairs if {p.a, p.b} == {CLASS_LM, rival}), None)
-    if pair is None:
+    found = [pair for pair in pairs if _is(pair.a, CLASS_LM) and _is(pair.b, rival)]
+    found += [turned(p) for p in pairs if _is(p.b, CLASS_LM) and _is(p.a, rival)]
+    if not found:
         words = f"Not asked: {CLASS_LM} and {rival} were not both scored."
         return Answer(question=question, verdict="not asked", words=words)
-    sign = 1 if pair.a == CLASS_LM else -1
-    low, high = sorted((sign * pair.low, sign * pair.high))
-    verdict = _verdict(low, high, pair.holm_p)
-    figures = (
-        f"{CLASS_LM} minus {rival}: {100 * sign * pair.difference:+.1f} points "
-        f"({100 * low:+.1f} to {100 * high:+.1f}; corrected {format_p(pair.holm_p)})."
-    )
+    verdicts = {_verdict(pair) for pair in found}
+    verdict: Verdict = verdicts.pop() if len(verdicts) == 1 else "not shown"
     lead = {
         "yes": "Yes.",
         "no": f"No, {rival} is better.",
         "not shown": "Not shown: the difference may be chance.",
     }[verdict]
-    return Answer(question=question, verdict=verdict, words=f"{lead} {figures}")
+    if verdicts:
+        lead = "Not shown: variants differ."
+    figures = "; ".join(
+        f"{pair.a} minus {pair.b}: {points(pair.difference)} points "
+        f"({points(pair.low)} to {points(pair.high)}; corrected {format_p(pair.holm_p)})"
+        for pair in found
+    )
+    return Answer(question=question, verdict=verdict, words=f"{lead} {figures}.")
 
 
-def _verdict(low: float, high: float, p: float) -> Literal["yes", "no", "not shown"]:
-    if p >= ALPHA or low <= 0 <= high:
+def _is(name: str, system: str) -> bool:
+    """Say whether a name is that of a system, or of a variant of it."""
+    return name == system or name.startswith(f"{system} (")
+
+
+def _verdict(pair: PairReport) -> Verdict:
+    if not significant(pair):
         return "not shown"
-    return "yes" if low > 0 else "no"
+    return "yes" if pair.difference > 0 else "no"
 
 
 def _pattern(here: Sequence[Answer], others: Sequence[Comparison]) -> Answer:

@@ -10,17 +10,23 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "ALPHA",
     "COMPARISON_FORMAT",
+    "UNTRAINED",
     "Answer",
     "Comparison",
     "CurvePoint",
     "EstimateReport",
     "PairReport",
     "SystemReport",
-    "TestSet",
+    "TextsReport",
 ]
 
 COMPARISON_FORMAT: Literal[1] = 1
+ALPHA = 0.05
+"""Corrected p-values below are called significant."""
+UNTRAINED = frozenset({"zero-shot", "masked-lm-untrained"})
+"""Systems that learn nothing from the train texts: the same at every number of them."""
 
 
 class _Part(BaseModel):
@@ -101,7 +107,7 @@ class Answer(_Part):
     words: str = Field(description="The answer in a sentence, with its figures.")
 
 
-class TestSet(_Part):
+class TextsReport(_Part):
     """The texts that all systems were scored on."""
 
     name: str = Field(description="Name of the data set.")
@@ -115,7 +121,7 @@ class Comparison(_Part):
 
     format: Literal[1] = Field(default=COMPARISON_FORMAT, description="Version of this schema.")
     generated: str = Field(description="When it was written (ISO 8601, UTC).")
-    test: TestSet = Field(description="The test texts.")
+    test: TextsReport = Field(description="The test texts.")
     systems: list[SystemReport] = Field(description="Every system at every number of train texts.")
     pairs: list[PairReport] = Field(
         description="Every two systems at the largest number of train texts."

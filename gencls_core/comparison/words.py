@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gencls_core.comparison.build import UNTRAINED
-from gencls_core.comparison.questions import ALPHA
 from gencls_core.comparison.schema import (
+    ALPHA,
+    UNTRAINED,
     Answer,
     Comparison,
     EstimateReport,
@@ -17,7 +17,6 @@ from gencls_core.comparison.schema import (
 from gencls_core.report import words
 
 __all__ = [
-    "UNTRAINED",
     "Group",
     "Run",
     "about",
@@ -34,6 +33,7 @@ __all__ = [
     "share_interval",
     "significant",
     "sources",
+    "turned",
 ]
 
 _ABOUT = {
@@ -193,11 +193,12 @@ def number_of_texts(count: float) -> str:
 def leader_first(comparison: Comparison) -> list[PairReport]:
     """Give the pairs with the more accurate system as `a`, the most accurate systems first."""
     rank = {system.name: place for place, system in enumerate(compared_systems(comparison))}
-    turned = [pair if rank[pair.a] < rank[pair.b] else _turned(pair) for pair in comparison.pairs]
-    return sorted(turned, key=lambda pair: (rank[pair.a], rank[pair.b]))
+    pairs = [pair if rank[pair.a] < rank[pair.b] else turned(pair) for pair in comparison.pairs]
+    return sorted(pairs, key=lambda pair: (rank[pair.a], rank[pair.b]))
 
 
-def _turned(pair: PairReport) -> PairReport:
+def turned(pair: PairReport) -> PairReport:
+    """Give a pair with its systems the other way round."""
     return pair.model_copy(
         update={
             "a": pair.b,
