@@ -5,11 +5,13 @@
     <run>/.owners/<token>.retired/<n>    an attempt of the owner's that must not commit any more
 
 Neither a shared folder nor an object store gives a lock that its holder's death opens, and not
-all stores can write "only if absent". So: put a claim, then list. Whoever sees another's claim or
-a living owner withdraws; of two that come together at least one sees the other, so two never both
-win. An owner that has been silent for LEASE_SECONDS, by the clock of the storage, or whose process
-is gone from this machine, is dead, and its place is taken. Listing after writing must show what
-was written: that holds for local and network file systems and for S3 (since 2020), GCS and Azure.
+all stores can write "only if absent". So: put a claim, then list; whoever sees another's claim or a
+living owner withdraws. Then put the owner's file, and list again: of two that got so far, the later
+one sees the earlier one's file, so two never both go on. A listing is no snapshot: a file that goes
+while others are looked at means that something moved, and all is listed again. An owner that has
+been silent for LEASE_SECONDS, by the clock of the storage, or whose process is gone from this
+machine, is dead, and its place is taken. Listing after writing must show what was written: that
+holds for local and network file systems and for S3 (since 2020), GCS and Azure.
 
 A process that was only paused may wake after its place was taken. It finds its `.owner` file gone:
 its heartbeat says so, and every commit asks before it writes (`Fence`). The same question refuses
@@ -49,8 +51,11 @@ __all__ = [
 ]
 
 HEARTBEAT_SECONDS = 5.0
+SETTLE_SECONDS = 1.0
+"""Time in which one that came second has withdrawn."""
 LEASE_SECONDS = 60.0
 """Silence after which an owner on another machine counts as dead."""
+LISTINGS = 100
 ATTEMPTS_TO_CLAIM = 8
 """Two that claim at the same time both withdraw; each tries again after a random while."""
 
@@ -125,7 +130,7 @@ def await_silent_owner(run: Location) -> Iterator[str]:
         claim = owners / f"{_new_token()}.claim"
         _put(claim, json.dumps({**_who(), "what": "asking"}))
         try:
-            others = [other for other in _others(owners, claim) if other.name.endswith(".owner")]
+            others = [other for other in _others(owners, claim) if other.is_owner]
         finally:
             claim.unlink(missing_ok=True)
         holder = next((other for other in others if not other.dead), None)
@@ -178,24 +183,29 @@ def _new_token() -> str:
 
 
 def _claim(owners: Location, token: str, words: str) -> None:
-    claim = owners / f"{token}.claim"
+    claim, mine = owners / f"{token}.claim", owners / f"{token}.owner"
     for attempt in range(ATTEMPTS_TO_CLAIM):
         _put(claim, words)
         try:
             others = _others(owners, claim)
             living = [other for other in others if not other.dead]
-            if not living:
+            if living:
+                holder = next((o for o in living if o.is_owner), living[0])
+                if holder.is_owner:
+                    raise _owned(owners.parent, holder)
+            else:
                 for other in others:
                     (owners / other.name).unlink(missing_ok=True)
                     remove_tree(owners / other.name.replace(".owner", ".retired"))
-                _put(owners / f"{token}.owner", words)
-                return
-            holder = next((o for o in living if o.name.endswith(".owner")), living[0])
+                _put(mine, words)
+                rivals = [o for o in _others(owners, claim) if o.is_owner and not o.dead]
+                if not rivals:
+                    return
+                holder = rivals[0]
+                mine.unlink(missing_ok=True)
         finally:
             claim.unlink(missing_ok=True)
-        if holder.name.endswith(".owner"):
-            raise _owned(owners.parent, holder)
-        # Another claim: both withdraw, and try again after a while that is not the same for both.
+        # Both withdraw, and try again after a while that is not the same for both.
         time.sleep(random.uniform(0.05, 0.2) * (attempt + 1))
     raise _owned(owners.parent, holder)
 
@@ -208,6 +218,10 @@ class _Other:
     words: dict[str, Any]
     silent: float
     """Seconds since it was last written, by the storage's clock."""
+
+    @property
+    def is_owner(self) -> bool:
+        return self.name.endswith(".owner")
 
     @property
     def dead(self) -> bool:
@@ -230,17 +244,24 @@ class _Other:
 def _others(owners: Location, claim: Location) -> list[_Other]:
     """List everybody else, with how long they have been silent."""
     now = claim.stat().st_mtime
-    found = []
-    for path in children(owners):
-        if path.name == claim.name or not path.name.endswith((".claim", ".owner")):
+    own = (claim.name, claim.name.replace(".claim", ".owner"))
+    found: list[_Other] = []
+    for _ in range(LISTINGS):
+        found.clear()
+        try:
+            for path in children(owners):
+                if path.name in own or not path.name.endswith((".claim", ".owner")):
+                    continue
+                silent = now - path.stat().st_mtime
+                try:
+                    words = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError:
+                    words = {}
+                found.append(_Other(path.name, words, silent))
+        except FileNotFoundError:
+            # A claim that went may have become an owner, whose file is not in this listing.
             continue
-        with contextlib.suppress(FileNotFoundError):
-            silent = now - path.stat().st_mtime
-            try:
-                words = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                words = {}
-            found.append(_Other(path.name, words, silent))
+        break
     return found
 
 
@@ -264,11 +285,17 @@ def _beat(owners: Location, token: str, words: str, stop: threading.Event) -> No
             if not mine.exists():
                 return
             _put(mine, words)
-            others = [p for p in children(owners) if p.name.endswith(".owner")]
-            if any(path.name != mine.name for path in others):
-                # It was taken between the two steps above, and this write brought it back.
+            if not _sees_another(owners, mine) or stop.wait(SETTLE_SECONDS):
+                continue
+            if _sees_another(owners, mine):
+                # Not one that came later and withdrew again: the place was taken between the two
+                # steps above, and this write brought the file back.
                 mine.unlink(missing_ok=True)
                 return
+
+
+def _sees_another(owners: Location, mine: Location) -> bool:
+    return any(p.name.endswith(".owner") and p.name != mine.name for p in children(owners))
 
 
 def _put(path: Location, words: str) -> None:

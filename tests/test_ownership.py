@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -117,6 +118,7 @@ def test_an_owner_that_was_paused_and_replaced_stops_writing(tmp_path, monkeypat
 
 def test_an_owner_that_brought_its_file_back_by_accident_withdraws(tmp_path, monkeypatch):
     """Taken over between the look and the write of one heartbeat."""
+    monkeypatch.setattr(ownership, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(ownership, "HEARTBEAT_SECONDS", 0.1)
     with own(tmp_path, "paused") as lease:
         (tmp_path / ".owners" / "20990101T000000-other.owner").write_text("{}")
@@ -155,3 +157,46 @@ def test_unreadable_words_of_another_do_not_free_its_place(tmp_path, other):
     owner_file(tmp_path).write_text("{ torn")
     with pytest.raises(OwnershipError), own(tmp_path, "me"):
         pass
+
+
+@pytest.mark.parametrize("stale", ["its claim alone", "nothing"])
+def test_a_listing_in_which_an_owner_is_missed(tmp_path, monkeypatch, stale):
+    """While one lists, the other turns its claim into ownership: its owner file is not in the
+    listing, and its claim is gone when it is looked at, or was never in the listing either."""
+    owners = tmp_path / ".owners"
+    listing = ownership.children
+    seen = [[owners / "other.claim"] if stale == "its claim alone" else []]
+    monkeypatch.setattr(ownership, "children", lambda place: seen.pop() if seen else listing(place))
+    owners.mkdir()
+    words = json.dumps({**ownership._who(), "what": "the other"})
+    (owners / "other.owner").write_text(words)
+    with pytest.raises(OwnershipError, match="the other, process"), own(tmp_path, "me"):
+        pass
+    assert [path.name for path in owners.iterdir()] == ["other.owner"]
+
+
+def claim_all(runs: list[Path], barrier, token: str) -> None:
+    for run in runs:
+        barrier.wait(60)
+        with contextlib.suppress(OwnershipError):
+            ownership._claim(run / ".owners", token, json.dumps(ownership._who()))
+
+
+@pytest.mark.parametrize("after_a_dead_one", [False, True])
+def test_of_three_at_once_at_most_one_owns_in_many_rounds(tmp_path, after_a_dead_one):
+    runs = [tmp_path / str(number) for number in range(60)]
+    if after_a_dead_one:
+        for run in runs:
+            (run / ".owners").mkdir(parents=True)
+            dead = {**ownership._who(), "pid": 2**22 - 3, "began": 1.0}
+            (run / ".owners" / "dead.owner").write_text(json.dumps(dead))
+    barrier = fork.Barrier(3)
+    workers = [fork.Process(target=claim_all, args=(runs, barrier, f"p{n}")) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    owned_by = [len(list((run / ".owners").glob("*.owner"))) for run in runs]
+    assert set(owned_by) <= {0, 1}
+    assert sum(owned_by) > 50, "nearly always one wins"
