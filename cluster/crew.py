@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import ray
@@ -26,11 +27,17 @@ class Member:
     group: int
     ready: Any
     """A reference that is there when the actor runs: it may wait for a node to have room."""
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def waits(self) -> bool:
         """Whether it has not been placed yet."""
         return not ray.wait([self.ready], timeout=0)[0]
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was asked for."""
+        return time.monotonic() - self.started
 
 
 class Crew:

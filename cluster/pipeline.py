@@ -176,7 +176,12 @@ def _work(
                 run.write_manifest({**manifest, "status": status, "seconds": round(seconds, 2)})
     if score:
         lease.check()
-        yield from report_stage(preparation.config, run, None)
+        try:
+            yield from report_stage(preparation.config, run, None)
+        except Exception:
+            with contextlib.suppress(StoreError):
+                run.write_manifest({**run.manifest(), "status": "failed"})
+            raise
 
 
 def _stages(

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from cluster.channel import CRASHES, failure_of
 from cluster.crew import Crew, Member
 from cluster.poison import isolate
 from cluster.stopping import STOP
 from cluster.work import ShardWork
-from gencls_core.errors import GenclsError, IncompleteError
+from gencls_core.errors import GenclsError, IncompleteError, counted
 from gencls_core.events import Event, ExampleIsolated, Note, ShardCommitted
 from gencls_core.ownership import Fence, Lease
 from gencls_core.scores import ShardRecord
@@ -25,6 +26,8 @@ __all__ = ["score_shards"]
 DEATHS_PER_SHARD = 3
 """Then the shard itself is under suspicion, and is searched for the example that kills."""
 LEASE_CHECK_SECONDS = 1.0
+PLACING_SECONDS = 10.0
+"""An actor that has not been placed after so long waits for room."""
 
 
 def score_shards(crew: Crew, work: list[ShardWork], lease: Lease) -> Iterator[Event]:
@@ -47,12 +50,13 @@ def score_shards(crew: Crew, work: list[ShardWork], lease: Lease) -> Iterator[Ev
         GenclsError: when scoring refuses, for example a score that is not a finite number.
         KeyboardInterrupt: when a stop was asked for.
     """
+    distribution = _Distribution(crew, work, lease)
     with STOP.shielded():
-        distribution = _Distribution(crew, work, lease)
         yield from distribution.run()
-        if distribution.suspects:
-            crew.dismiss_all()
-            yield from _search(crew, distribution.suspects, distribution.missing)
+    if distribution.suspects:
+        crew.dismiss_all()
+        # Commits nothing, so a stop need not wait for anything.
+        yield from _search(crew, distribution.suspects, distribution.missing)
     yield from crew.channel.drain()
 
 
@@ -71,7 +75,7 @@ class _Distribution:
         self._running: dict[Any, tuple[Member, ShardWork, Fence]] = {}
         self._deaths: dict[ShardWork, int] = {}
         self._failure: GenclsError | None = None
-        self._succeeded = self._hopeless = False
+        self._succeeded = self._hopeless = self._told = False
         self.suspects: list[tuple[ShardWork, GenclsError]] = []
         """Shards that killed DEATHS_PER_SHARD actors, with the last reason."""
         self.missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
@@ -87,6 +91,7 @@ class _Distribution:
                 break
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=0.3)
             yield from self._crew.channel.drain()
+            yield from self._tell_of_waiting()
             self._check_lease()
             for reference in done:
                 yield from self._settle(reference)
@@ -112,17 +117,30 @@ class _Distribution:
     def _take_over(self) -> bool:
         """Take back the shards of actors that wait for a place, where others have nothing to do.
 
-        Where a node was lost, they may never find one. Gives whether there is something to give
-        out again.
+        Where a node was lost, they may never find one. Idle actors of the same classes take over;
+        those of other classes make room. Gives whether there is something to give out again.
         """
-        if not (self._crew.idle or self._stopping):
-            return False
+        crew = self._crew
         for reference in [r for r, (member, _, _) in self._running.items() if member.waits]:
-            member, shard, fence = self._running.pop(reference)
-            self._crew.dismiss(member)
-            self._lease.retire(fence)
-            self._waiting[member.group].append(shard)
-        return any(self._waiting) and not self._stopping
+            member, shard, fence = self._running[reference]
+            if self._stopping or any(other.group == member.group for other in crew.idle):
+                del self._running[reference]
+                crew.dismiss(member)
+                self._lease.retire(fence)
+                self._waiting[member.group].append(shard)
+            elif crew.idle and member.age > PLACING_SECONDS:
+                crew.dismiss(crew.idle[0])
+        return any(self._waiting) and bool(crew.idle) and not self._stopping
+
+    def _tell_of_waiting(self) -> Iterator[Event]:
+        """Say once that the cluster has no room for any actor."""
+        members = [member for member, _, _ in self._running.values()]
+        if self._told or not members:
+            return
+        if all(member.age > PLACING_SECONDS and member.waits for member in members):
+            self._told = True
+            cpus = counted(self._crew.plan.cpus_per_actor, "CPU")
+            yield Note(f"waiting for the cluster to have room: {cpus} for a scoring actor")
 
     def _settle(self, reference: Any) -> Iterator[Event]:
         """See what became of a shard that was in hand."""
@@ -151,7 +169,9 @@ class _Distribution:
         self._hopeless = not self._succeeded and sum(self._deaths.values()) >= 2 * DEATHS_PER_SHARD
         if deaths >= DEATHS_PER_SHARD or self._hopeless:
             self.suspects.append((shard, reason))
-            return Note(f"scoring of {shard.name}: {deaths} actors died of it; left for the end")
+            return Note(
+                f"scoring of {shard.name}: {counted(deaths, 'actor')} died of it; left for the end"
+            )
         self._waiting[self._crew.group_of(shard.keys[0].class_name)].append(shard)
         return Note(f"scoring of {shard.name}: its actor died; trying again")
 
@@ -169,7 +189,10 @@ def _search(
     for shard, reason in suspects:
         yield Note(f"searching {shard.name} for the example that ends its workers")
         start = functools.partial(crew.start, crew.group_of(shard.keys[0].class_name))
-        row = yield from isolate(crew.job, shard, start, crew.dismiss)
+        try:
+            row = yield from isolate(crew.job, shard, start, crew.dismiss)
+        except RayTaskError as error:
+            raise failure_of(error, f"the search of {shard.name}") from error
         if row is not None:
             example_id = _example_id(shard, row)
             yield ExampleIsolated(shard.split, shard.keys[0].index, row, example_id)

@@ -17,6 +17,7 @@ from fault_fixtures import (
     CLASSES,
     Misbehaving,
     assert_whole,
+    make_job,
     make_run,
     score,
     shards_of,
@@ -26,6 +27,10 @@ from fault_fixtures import (
 )
 
 from benchmarks.synthetic import StubModels
+from cluster.crew import Crew
+from cluster.resources import GB
+from cluster.scoring import score_shards
+from cluster.stopping import STOP
 from gencls_core.config import ScoringConfig, SequenceConfig
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import Note, ShardCommitted
@@ -103,6 +108,23 @@ def test_a_fatal_example_is_isolated_and_the_run_says_that_it_is_incomplete(run,
     again = [part for part in shards_of(run, 8) if part.start == POISON // 8 * 8]
     score(run, Misbehaving(memory, well), work=again)
     assert_whole(run, rows=ROWS)
+
+
+def test_a_stop_ends_the_search_for_a_fatal_example_at_once(run, memory, monkeypatch):
+    """There is nothing in hand to be committed."""
+    monkeypatch.setattr(STOP, "requested", False)
+    work = [shard for shard in shards_of(run, 8) if shard.start == POISON // 8 * 8]
+    with (
+        own(run.path, "test") as lease,
+        Crew(make_job(memory, Misbehaving(memory, die_of_poison)), small_plan(1), 4 * GB) as crew,
+    ):
+        events = score_shards(crew, work, lease)
+        while "searching" not in getattr(next(events), "message", ""):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            STOP.ask()
+        events.close()
+    assert ScoreStore(run.scores.path).records() == []
 
 
 def test_workers_that_always_die_are_not_tried_for_ever(run, memory):
