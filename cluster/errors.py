@@ -2,7 +2,7 @@
 
     GenclsError
     └── ClusterError
-        ├── UnreachableError        3   nobody answers at the address, or no address is known
+        ├── UnreachableError        3   no answer comes from the address, or no address is known
         ├── UnauthorisedError       4   the cluster wants a token, or another one
         ├── NotARayHeadError        5   something answers that is not a Ray head
         ├── VersionError            6   the cluster runs a Ray that gencls cannot use

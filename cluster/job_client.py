@@ -94,6 +94,7 @@ class JobClient:
     Args:
         url: the dashboard's address, `http://head:8265`.
         token: what the cluster knows its users by; None where it does not ask.
+        source: the variable that the address was taken from, for messages; None where it was given.
 
     Raises (every method):
         UnreachableError: nobody answers in time.
@@ -101,8 +102,9 @@ class JobClient:
         NotARayHeadError: what answers does not speak the Jobs API.
     """
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, source: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self._place = self.url if source is None else f"{self.url} (from {source})"
         self._token = token
         # A proxy of the environment has no business between us and a cluster on loopback.
         host = urllib.parse.urlsplit(self.url).hostname or ""
@@ -125,7 +127,7 @@ class JobClient:
         if numbers < OLDEST_RAY:
             raise VersionError.of(
                 "the cluster's Ray is too old",
-                place=self.url,
+                place=self._place,
                 found=f"Ray {found}",
                 expected=f"Ray {OLDEST_RAY[0]}.{OLDEST_RAY[1]} or newer",
                 remedy="start the cluster with the Ray version that gencls is installed with",
@@ -281,6 +283,9 @@ class JobClient:
             with error:
                 text = error.read(10_000).decode(errors="replace").strip()
             raise self._refusal(error.code, text, job_id) from None
+        except (http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
+            # HTTPExceptions too, but what they tell of is a connection that has ended.
+            raise self._unreachable(str(error)) from None
         except http.client.HTTPException as error:
             raise self._not_ray(f"no HTTP ({type(error).__name__})") from None
         except (TimeoutError, urllib.error.URLError, ssl.SSLError, OSError) as error:
@@ -294,7 +299,7 @@ class JobClient:
             wrong = "a token that the cluster does not know" if self._token else "no token"
             return UnauthorisedError.of(
                 "the cluster refuses us",
-                place=self.url,
+                place=self._place,
                 found=wrong,
                 expected="the cluster's token",
                 remedy="put it into RAY_AUTH_TOKEN, or its file into RAY_AUTH_TOKEN_PATH",
@@ -316,7 +321,7 @@ class JobClient:
     def _not_ray(self, found: str) -> NotARayHeadError:
         return NotARayHeadError.of(
             "this is not the head of a Ray cluster",
-            place=self.url,
+            place=self._place,
             found=found,
             expected="Ray's dashboard with its Jobs API",
             remedy="give the dashboard's address (port 8265 unless changed), not another service's",
@@ -325,7 +330,7 @@ class JobClient:
     def _unreachable(self, reason: str) -> UnreachableError:
         return UnreachableError.of(
             "the cluster cannot be reached",
-            place=self.url,
+            place=self._place,
             found=reason,
             remedy="check that it is up (`gencls cluster status`), the address, and the network; "
             "a head behind a firewall needs a tunnel, for example `ray dashboard cluster.yaml`",

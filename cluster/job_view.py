@@ -7,6 +7,7 @@ reachable.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -47,6 +48,9 @@ class JobView:
     duration_seconds: float | None
     """From submission to the end, waiting included; None before."""
     accuracy: float | None
+    """Of the class language models as trained, from 0 to 1; None before the report."""
+    accuracy_calibrated: float | None
+    """Of the same, calibrated on held-out texts; None where that was not done."""
     run: str | None
     """The run directory, once the report is written."""
     why: str
@@ -82,6 +86,7 @@ def view_of(client: JobClient, job: Job, log: str | None = None) -> JobView:
         age_seconds=round(max(0.0, now - started), 1),
         duration_seconds=round(job.ended - started, 1) if job.over and job.ended else None,
         accuracy=said.get("accuracy"),
+        accuracy_calibrated=said.get("accuracy_calibrated"),
         run=said.get("run"),
         why=str(said.get("message") or "") if waits else _why(job, log),
         exit_code=job.exit_code,
@@ -148,8 +153,12 @@ def _why(job: Job, log: str) -> str:
         )
     if job.exit_code == 127:
         return "the cluster has no `python` on its PATH"
-    own = [line for line in text.splitlines() if line.startswith("gencls: ")]
+    said = text.splitlines()
+    own = [at for at, line in enumerate(said) if line.startswith("gencls: ")]
     if own:
-        return own[-1].removeprefix("gencls: ")
+        problem = said[own[-1]].removeprefix("gencls: ")
+        details = itertools.takewhile(lambda line: line.startswith("  "), said[own[-1] + 1 :])
+        found = next((line.strip() for line in details if line.startswith("  found: ")), "")
+        return f"{problem}; {found}" if found else problem
     lines = [line for line in without_marks(text.strip().splitlines()) if line.strip()]
     return lines[-1].strip()[:300] if lines else job.message[:300]

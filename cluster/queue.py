@@ -68,26 +68,37 @@ def _line_actor() -> Any:
     code = "import sys; sys.path.insert(0, sys.argv[1]); from cluster.line import start; "
     code += "del sys.path[0]; start(sys.argv[2])"
     # Ray hands this process's folder to the actor as a place of code: `/` holds none.
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent.parent), address],
-        cwd="/",
-        env={**environment, "RAY_ADDRESS": address},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=START_SECONDS,
-        # Ctrl-C is this process's to heed.
-        start_new_session=True,
-    )
-    if done.returncode:
-        raise ClusterError.of(
-            "the cluster's queue could not be started",
-            place=address,
-            found=(done.stderr.strip().splitlines() or ["no word"])[-1],
-            remedy="look at the cluster (`gencls cluster status`), then submit again",
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(Path(__file__).parent.parent), address],
+            cwd="/",
+            env={**environment, "RAY_ADDRESS": address},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=START_SECONDS,
+            # Ctrl-C is this process's to heed.
+            start_new_session=True,
         )
+    except subprocess.TimeoutExpired:
+        raise _not_started(
+            address,
+            f"the process that joins the cluster and starts it had not ended after "
+            f"{START_SECONDS:g} s",
+        ) from None
+    if done.returncode:
+        raise _not_started(address, (done.stderr.strip().splitlines() or ["no word"])[-1])
     return ray.get_actor(ACTOR, namespace=NAMESPACE)
+
+
+def _not_started(address: str, found: str) -> ClusterError:
+    return ClusterError.of(
+        "the cluster's queue could not be started",
+        place=address,
+        found=found,
+        remedy="look at the cluster (`gencls cluster status`), then submit again",
+    )
 
 
 class Admission:

@@ -29,7 +29,7 @@ from gencls_core.storage import gencls_home
 __all__ = ["GRACE_SECONDS", "Options", "Submission", "cancel", "resubmit", "submit"]
 
 GRACE_SECONDS = 60
-"""From being asked to stop to being killed: time to commit the shard in hand."""
+"""From being asked to stop to being killed: time to commit a shard that is in hand."""
 
 POLL_SECONDS = 0.5
 FREED_SECONDS = 60.0
@@ -108,6 +108,8 @@ def submit(
 def resubmit(client: JobClient, job_id: str, given: Mapping[str, str]) -> Submission:
     """Start a new attempt of a job that is over, whatever became of it.
 
+    How many may work at once is the cluster's affair, and stays as it is.
+
     Args:
         client: the cluster.
         job_id: any attempt of it.
@@ -153,7 +155,6 @@ def resubmit(client: JobClient, job_id: str, given: Mapping[str, str]) -> Submis
         )
     options = Options(
         priority=record["priority"],
-        max_concurrent=record["max_concurrent"],
         grace_seconds=record["grace_seconds"],
         driver_cpus=record["driver_cpus"],
     )
@@ -173,7 +174,7 @@ def cancel(client: JobClient, job_id: str) -> Iterator[str]:
         return
     grace = int(record_of(job).get("grace_seconds") or GRACE_SECONDS)
     client.stop(job_id)
-    yield f"{job_id} was asked to stop; it has {grace} s to commit the shard in hand"
+    yield f"{job_id} was asked to stop; it has {grace} s to end; a shard in hand is committed first"
     began = time.monotonic()
     while not job.over:
         if time.monotonic() - began > grace + FREED_SECONDS:
@@ -226,7 +227,6 @@ def _send(client: JobClient, shipment: Shipment, options: Options, job_id: str) 
         "ship": list(shipment.ship),
         "environment": sorted(options.environment),
         "priority": options.priority,
-        "max_concurrent": options.max_concurrent,
         "grace_seconds": options.grace_seconds,
         "driver_cpus": options.driver_cpus,
     }

@@ -7,12 +7,14 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.dev_cluster import dev_cluster
+from cluster.dev_cluster import DevCluster, dev_cluster
 from cluster.errors import AddressConflictError, UnauthorisedError, UnreachableError
 from cluster.job_client import JobClient
 from gencls_core.errors import UsageError
 
 __all__ = ["Target", "find_target"]
+
+VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Target:
     token: str | None
     development: bool
     """Whether it is the development cluster of this machine."""
+    source: str | None = None
+    """The variable that names it, where no flag does."""
 
     def client(self) -> JobClient:
         """Give the way to talk to it."""
-        return JobClient(self.url, self.token)
+        return JobClient(self.url, self.token, self.source)
 
 
 def find_target(address: str | None) -> Target:
@@ -42,7 +46,8 @@ def find_target(address: str | None) -> Target:
         UnreachableError: when no cluster is named and none is up here.
         UsageError: when the address is not one of a dashboard.
     """
-    named = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    named = address or os.environ.get(VARIABLE)
+    source = VARIABLE if named and not address else None
     local = dev_cluster()
     if named is None:
         if local is None or not local.alive:
@@ -54,18 +59,20 @@ def find_target(address: str | None) -> Target:
                 "machine: gencls cluster up",
             )
         named = local.url
-    url = _dashboard(named)
-    _refuse_conflict(url)
+    url = _dashboard(named, source)
+    _refuse_conflict(url, local)
     if local is not None and url == local.url:
-        return Target(url, _read_token(Path(local.token_path)), development=True)
-    return Target(url, _own_token(), development=False)
+        token = _read_token(Path(local.token_path))
+        return Target(url, token, development=True, source=source)
+    return Target(url, _own_token(), development=False, source=source)
 
 
-def _dashboard(named: str) -> str:
+def _dashboard(named: str, source: str | None) -> str:
     parts, port = _split(named if "://" in named else f"http://{named}")
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError.of(
             "not the address of a Ray dashboard",
+            place=source,
             found=named,
             expected="http://HEAD:8265, the dashboard's address (not ray:// nor the port of GCS)",
         )
@@ -85,8 +92,12 @@ def _split(address: str) -> tuple[urllib.parse.SplitResult | None, int | None]:
         return None, None
 
 
-def _refuse_conflict(url: str) -> None:
-    """RAY_ADDRESS would win over what is said here in everything else that Ray does."""
+def _refuse_conflict(url: str, local: DevCluster | None) -> None:
+    """RAY_ADDRESS would win over what is said here in everything else that Ray does.
+
+    Where drivers connect to a cluster that others brought up is not known from its dashboard's
+    address: there the host alone is compared. Of the development cluster the port is known, too.
+    """
     other = os.environ.get("RAY_ADDRESS")
     if not other or other in ("auto", "local"):
         return
@@ -98,6 +109,8 @@ def _refuse_conflict(url: str) -> None:
         same = host == ours.hostname
         if parts.scheme in ("http", "https"):
             same = same and (port or 8265) == ours.port
+        elif local is not None:
+            same = same and (f"{host}:{port}" == local.gcs_address) == (url == local.url)
     if not same:
         raise AddressConflictError.of(
             "two Ray clusters are named",

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset
 from gencls_core.datasets.writing import row_frame
 from gencls_core.errors import DataError, StoreError
-from gencls_core.ownership import own
+from gencls_core.ownership import _Other, own
 from gencls_core.remote_path import store_failure
 from gencls_core.run import RunDirectory
 from gencls_core.storage import (
@@ -172,11 +172,16 @@ def _owners(run: RunDirectory) -> Iterator[Finding]:
         try:
             words = read_json(run.path / ".owners" / name)
             who = f"{words['what']}, process {words['pid']} on {words['host']}"
+            # How long it has been silent only its storage's clock tells, for which one must write.
+            dead = _Other(name, words, silent=0.0).dead
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            who = "unreadable"
+            who, dead = "unreadable", False
         # Repairing owns the run itself while it looks.
         if not who.startswith("verify"):
-            problem = f"a lease ({who}): that process is at work, or died and will be replaced"
+            state = "is at work, or died and will be replaced"
+            if dead:
+                state = "has died; the next run takes its place"
+            problem = f"a lease ({who}): that process {state}"
             yield Finding("note", f".owners/{name}", problem)
 
 

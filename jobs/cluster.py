@@ -27,25 +27,23 @@ def cluster_command() -> None:
 
 
 @cluster_command.command(name="up")
-@click.option("--nodes", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--nodes", type=click.IntRange(1, 64), help="How many, the head included [1].")
 @click.option(
     "--cpus-per-node", type=click.IntRange(1), help="In Ray's books; default: this machine's."
 )
 @click.option(
     "--gpus-per-node",
     type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="In Ray's books; they need not exist (then run with --device cpu).",
+    help="In Ray's books [0]; they need not exist (then run with --device cpu).",
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="For drivers; default: a free one.")
 @click.option(
     "--dashboard-port", type=click.IntRange(1, 65535), help="For jobs; default: a free one."
 )
 def up_command(
-    nodes: int,
+    nodes: int | None,
     cpus_per_node: int | None,
-    gpus_per_node: int,
+    gpus_per_node: int | None,
     port: int | None,
     dashboard_port: int | None,
 ) -> None:
@@ -58,12 +56,30 @@ def up_command(
 
     found = dev_cluster()
     if found is not None and found.alive:
-        click.echo(f"A development cluster is up already: {found.url}")
+        click.echo(f"It is up already, {_size(found)}: {found.url}")
+        asked = {
+            "--nodes": (nodes, found.nodes),
+            "--cpus-per-node": (cpus_per_node, found.cpus_per_node),
+            "--gpus-per-node": (gpus_per_node, found.gpus_per_node),
+            "--port": (port, _port(found.gcs_address)),
+            "--dashboard-port": (dashboard_port, _port(found.url)),
+        }
+        other = [
+            f"{n} {want} ({has} there)"
+            for n, (want, has) in asked.items()
+            if want not in (None, has)
+        ]
+        if other:
+            click.echo(
+                f"! not as asked: {', '.join(other)}. `gencls cluster down` ends it; then bring it "
+                "up anew.",
+                err=True,
+            )
         return
     cluster = bring_up(
-        nodes=nodes,
+        nodes=nodes or 1,
         cpus_per_node=cpus_per_node or os.cpu_count() or 1,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=gpus_per_node or 0,
         port=port,
         dashboard_port=dashboard_port,
     )
@@ -129,6 +145,10 @@ def _size(cluster: DevCluster) -> str:
         has.append(_count(cluster.gpus_per_node, "GPU"))
     each = " each" if cluster.nodes > 1 else ""
     return f"a development cluster of {_count(cluster.nodes, 'node')}, {' and '.join(has)}{each}"
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _count(number: int, noun: str) -> str:

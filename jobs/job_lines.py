@@ -1,7 +1,8 @@
 """The lines by which `gencls jobs` tells how far a submitted job is.
 
-One JSON object after `#gencls `, in the driver's log: when the stage changes, and then at most
-every 2 s and only when there is something new to tell. `cluster/job_view.py` reads the last one.
+One JSON object after `#gencls `, in the driver's log: when the stage changes, then at most every
+2 s and only when there is something new to tell, and at the end, however that comes about.
+`cluster/job_view.py` reads the last one.
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class JobLines:
         if time.monotonic() - self._told_at >= EVERY_SECONDS:
             self._tell()
 
+    def close(self) -> None:
+        """Tell what has not been told yet."""
+        self._tell()
+
     def _tell(self) -> None:
         if self._state == self._told:
             return
@@ -97,14 +102,14 @@ class JobLines:
 
 
 def _result(folder: str) -> dict[str, Any]:
-    """Give the accuracy that a report states, and the run directory it is in."""
+    """Give the accuracies that a report states, and the run directory it is in."""
     from gencls_core.remote_path import as_location
     from gencls_core.storage import read_json
 
     report = as_location(folder)
     accuracy = read_json(report / "report.json")["accuracy"]
-    best = accuracy.get("calibrated")
     return {
-        "accuracy": accuracy["uncalibrated"] if best is None else best,
+        "accuracy": accuracy["uncalibrated"],
+        "accuracy_calibrated": accuracy.get("calibrated"),
         "run": str(report.parent),
     }

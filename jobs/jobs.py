@@ -63,7 +63,8 @@ def jobs_command(address: str | None, as_json: bool, last: int) -> None:
         table.add_column(name, no_wrap=True)
     table.add_column("what", overflow="fold")
     table.add_column("progress", overflow="fold")
-    for name in ("age", "accuracy"):
+    calibrated = any(view.accuracy_calibrated is not None for view in views)
+    for name in ("age", "accuracy", *(["calibrated"] if calibrated else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for view in views:
         table.add_row(
@@ -72,7 +73,8 @@ def jobs_command(address: str | None, as_json: bool, last: int) -> None:
             view.command,
             view.progress,
             _duration(view.age_seconds),
-            "" if view.accuracy is None else f"{100 * view.accuracy:.1f} %",
+            _percent(view.accuracy),
+            *([_percent(view.accuracy_calibrated)] if calibrated else []),
         )
     console.print(table)
     for view in views:
@@ -105,7 +107,8 @@ def status_command(job_id: str, address: str | None, as_json: bool) -> None:
         "progress": view.progress,
         "submitted": f"{_duration(view.age_seconds)} ago",
         "took": "" if view.duration_seconds is None else _duration(view.duration_seconds),
-        "accuracy": "" if view.accuracy is None else f"{100 * view.accuracy:.1f} %",
+        "accuracy": _percent(view.accuracy),
+        "calibrated": _percent(view.accuracy_calibrated),
         "run": view.run or "",
         "why": view.why,
     }
@@ -140,7 +143,7 @@ def logs_command(job_id: str, address: str | None, follow: bool) -> None:
 def cancel_command(job_id: str, address: str | None) -> None:
     """Stop a job, and wait until its CPUs and GPUs are free.
 
-    The job commits the shard in hand, for which it has the seconds that it was submitted with.
+    A shard in hand is committed first; the job has the seconds that it was submitted with to end.
 
     \b
       gencls cancel gencls-run-1f3a9c0b7d52
@@ -176,6 +179,10 @@ def follow_log(client: Any, job_id: str) -> None:
     if job.status == "STOPPED":
         sys.exit(STOPPED_EXIT_CODE)
     sys.exit(0 if job.status == "SUCCEEDED" else (job.exit_code or 1))
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{100 * part:.1f} %"
 
 
 def _duration(seconds: float) -> str:

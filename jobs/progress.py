@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -36,7 +36,10 @@ def draw(events: Iterable[Event], console: Console | None = None) -> list[Event]
     console = console or Console(stderr=True, highlight=False)
     kept: list[Event] = []
     told = job_lines()
-    with _display(console) as show:
+    with ExitStack() as stack:
+        show = stack.enter_context(_display(console))
+        if told is not None:
+            stack.callback(told.close)
         for event in events:
             show.event(event)
             if told is not None:

@@ -52,7 +52,7 @@ WAIT = click.option(
     type=click.IntRange(1),
     default=60,
     show_default=True,
-    help="Seconds that a cancelled job has to commit the shard in hand.",
+    help="Seconds that a cancelled job has to end; it commits a shard in hand first.",
 )
 @click.option(
     "--driver-cpus",
@@ -106,7 +106,7 @@ def submit_command(
         )
     client = target.client()
     done = submit(client, shipment, options)
-    _tell(done.job_id, done.status, fresh=done.fresh)
+    _tell(done.job_id, done.status, fresh=done.fresh, max_concurrent=max_concurrent)
     if done.fresh and done.previous is not None:
         click.echo(
             f"{done.previous.id} ended as {done.previous.status}: this attempt goes on from what "
@@ -182,14 +182,20 @@ def _environment(given: tuple[str, ...]) -> dict[str, str]:
     return values
 
 
-def _tell(job_id: str, status: str, *, fresh: bool) -> None:
+def _tell(job_id: str, status: str, *, fresh: bool, max_concurrent: int | None = None) -> None:
+    unheeded = (
+        ""
+        if max_concurrent is None
+        else f" --max-concurrent {max_concurrent} changed nothing: give it with a job that starts."
+    )
     if fresh:
         click.echo(f"Submitted {job_id}.")
         click.echo(f"  gencls status {job_id} · gencls logs {job_id} -f · gencls cancel {job_id}")
     elif status == "SUCCEEDED":
-        click.echo(f"{job_id} has succeeded already: `gencls resubmit {job_id}` runs it again.")
+        again = f"`gencls resubmit {job_id}` runs it again."
+        click.echo(f"{job_id} has succeeded already: {again}{unheeded}")
     else:
-        click.echo(f"{job_id} is there already ({status}): nothing was submitted.")
+        click.echo(f"{job_id} is there already ({status}): nothing was submitted.{unheeded}")
 
 
 def _follow(client: object, job_id: str) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
+from gencls_core.errors import counted
 from gencls_core.remote_path import Location
 from jobs.options import LocationType
+
+if TYPE_CHECKING:
+    from gencls_core.verify import Verification
 
 __all__ = ["verify_command"]
 
@@ -43,13 +48,19 @@ def verify_command(ctx: click.Context, run: Location, repair: bool, as_json: boo
         for name in found.removed:
             click.echo(f"removed  {name}")
         click.echo(
-            f"{'whole' if found.whole else 'not whole'}: {found.models:,} models, "
-            f"{found.shards:,} shards, {found.datasets:,} datasets checked"
+            f"{'whole' if found.whole else 'not whole'}: {counted(found.models, 'model')}, "
+            f"{counted(found.shards, 'shard')}, {counted(found.datasets, 'dataset')} checked"
         )
         if not found.whole:
-            click.echo(
-                "Run the same command again: it makes what was removed."
-                if repair
-                else "`gencls verify --repair` removes what is torn or an orphan."
-            )
+            click.echo(_advice(found, repaired=repair))
     ctx.exit(0 if found.whole else 1)
+
+
+def _advice(found: Verification, *, repaired: bool) -> str:
+    if found.removed:
+        return "Run the same command again: it makes what was removed."
+    if not repaired and any(finding.remove for finding in found.findings):
+        return "`gencls verify --repair` removes what is torn or an orphan."
+    if any(finding.kind == "missing" for finding in found.findings):
+        return "Run the same command again: it makes what is missing."
+    return "gencls removes nothing of this: look at it, and move it away by hand."

@@ -185,6 +185,15 @@ def test_a_line_that_does_not_answer_is_told_of(monkeypatch):
         admission._done.set()
 
 
+@pytest.mark.ray
+def test_a_line_that_does_not_start_in_time_is_told_of(shared_ray, monkeypatch):
+    monkeypatch.setattr("cluster.queue.ACTOR", "nobody-is-called-so")
+    monkeypatch.setattr("cluster.queue.START_SECONDS", 0.05)
+    with pytest.raises(ClusterError, match="could not be started") as refused:
+        Admission("a")
+    assert "had not ended after 0.05 s" in str(refused.value)
+
+
 @contextmanager
 def as_job(name: str) -> Iterator[None]:
     """Let this process be the driver of a submitted job."""

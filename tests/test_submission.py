@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import subprocess
@@ -10,19 +12,22 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from cluster.job_client import Job, JobClient
-from cluster.job_context import JOB_FILE, SECRETS_FILE, environment_of
+from cluster.job_context import JOB_FILE, LIMIT, PRIORITY, SECRETS_FILE, environment_of
 from cluster.job_package import Shipment, own_files, write_package
 from cluster.job_view import view_of
 from gencls_core.errors import ResourceError, UsageError
-from gencls_core.events import ShardCommitted, StageStarted, TrainingProgress
+from gencls_core.events import ShardCommitted, StageFinished, StageStarted, TrainingProgress
 from gencls_core.storage import file_sha256
 from jobs.job_lines import JobLines
 from jobs.main import cli
+from jobs.progress import draw
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hush-0f3c9a-not-to-be-seen"
@@ -193,6 +198,94 @@ def test_a_log_tells_how_far_a_job_is(capsys, monkeypatch):
     assert progress() == "score test 120/400"
 
 
+def test_the_last_state_is_told_however_a_run_ends(capsys, monkeypatch):
+    monkeypatch.setenv("GENCLS_JOB_ID", "a")
+
+    def events():
+        yield StageStarted("score test", "", 400, 100)
+        for shard in range(3):
+            yield ShardCommitted("test", "a", shard, 4, 20, 1, 0.1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(events(), Console(file=io.StringIO()))
+    client = JobClient("http://127.0.0.1:9")
+    assert view_of(client, job("STOPPED"), capsys.readouterr().err).progress == "score test 160/400"
+
+
+@pytest.mark.parametrize("calibrated", [None, 0.5])
+def test_both_accuracies_are_told_by_their_names(capsys, tmp_path, calibrated):
+    (tmp_path / "report").mkdir()
+    said = {"accuracy": {"uncalibrated": 0.75, "calibrated": calibrated}}
+    (tmp_path / "report/report.json").write_text(json.dumps(said))
+    JobLines().event(StageFinished("report", str(tmp_path / "report"), 1.0))
+    view = view_of(JobClient("http://127.0.0.1:9"), job("SUCCEEDED"), capsys.readouterr().err)
+    values = view.to_json()
+    assert (values["accuracy"], values["accuracy_calibrated"]) == (0.75, calibrated)
+    assert values["run"] == str(tmp_path)
+
+
+class Cluster(JobClient):
+    """The cluster's side of the Jobs API, as far as submitting needs it; runs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.requests: list[dict[str, Any]] = []
+        self.status = "PENDING"
+
+    def check(self) -> str:
+        return "2.60.0"
+
+    def upload(self, package: Path) -> str:
+        return "gcs://package.zip"
+
+    def submit(self, request: dict[str, Any]) -> None:
+        self.requests.append(request)
+
+    def jobs(self) -> list[Job]:
+        return [
+            job(self.status, id=request["submission_id"], metadata=request["metadata"])
+            for request in self.requests
+        ]
+
+    def job(self, job_id: str) -> Job:
+        return next(job for job in self.jobs() if job.id == job_id)
+
+
+def test_how_many_may_work_at_once_is_set_by_who_asks_for_it_and_by_nobody_else(
+    folder, monkeypatch
+):
+    cluster = Cluster()
+    monkeypatch.setattr("cluster.target.Target.client", lambda _: cluster)
+
+    def ask(*arguments: str) -> str:
+        name, *rest = arguments
+        result = CliRunner().invoke(cli, [name, "--address", cluster.url, *rest])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def limits() -> list[str | None]:
+        return [request["runtime_env"]["env_vars"].get(LIMIT) for request in cluster.requests]
+
+    def submitted(*options: str) -> str:
+        return ask("submit", *options, "--", "run", "a.toml")
+
+    submitted("--max-concurrent", "3", "--priority", "2")
+    assert limits() == ["3"]
+    assert "--max-concurrent" not in submitted()
+    unheeded = "--max-concurrent 4 changed nothing"
+    said = submitted("--max-concurrent", "4")
+    assert "is there already (PENDING)" in said
+    assert unheeded in said
+    cluster.status = "SUCCEEDED"
+    said = submitted("--max-concurrent", "4")
+    assert "has succeeded already" in said
+    assert unheeded in said
+    ask("resubmit", cluster.requests[0]["submission_id"])
+    assert limits() == ["3", None]
+    assert cluster.requests[1]["runtime_env"]["env_vars"][PRIORITY] == "2"
+
+
 @pytest.mark.parametrize(
     ("log", "why"),
     [
@@ -201,12 +294,20 @@ def test_a_log_tells_how_far_a_job_is(capsys, monkeypatch):
             "the cluster's Python lacks pyarrow",
         ),
         ("gencls: a.csv: no such file\n  remedy: …\n", "a.csv: no such file"),
+        (
+            "gencls: b: bad\n  found: it\ngencls: a: another gencls owns this run\n"
+            "  expected: …\n  found: run, process 7 on head\n  remedy: …\n  found: no\n",
+            "a: another gencls owns this run; found: run, process 7 on head",
+        ),
+        ("gencls: a: no\nnot indented\n  found: else\n", "a: no"),
         ("#gencls {}\nKilled\n", "Killed"),
     ],
 )
 def test_a_failed_job_says_why(log, why):
     client = JobClient("http://127.0.0.1:9")
-    assert view_of(client, job("FAILED", exit_code=1), log).why.startswith(why)
+    found = view_of(client, job("FAILED", exit_code=1), log).why
+    # What to install is said after the name of what is missing.
+    assert found == why or found.startswith(f"{why}: install")
 
 
 def test_a_job_that_starts_waits_for_nothing_yet():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +30,7 @@ __all__ = ["s3"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 
+ROOT = Path(__file__).parent.parent
 SHARD = "scores/system=class-lm/class=Sci%2FTech/shard-00001-of-00003.parquet"
 RECORD = "scores/system=class-lm/class=Sci%2FTech/_shard-00001-of-00003.json"
 MODEL = "models/a%20b/adapter_model.safetensors"
@@ -231,6 +234,23 @@ def test_an_owner_at_work(run):
             repair(run)
 
 
+def test_an_owner_that_died_on_this_machine(run):
+    code = (
+        "import os, sys; from pathlib import Path; from gencls_core.ownership import own\n"
+        "with own(Path(sys.argv[1]), 'run'): os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, run.path], check=True, cwd=ROOT)
+    (found,) = verify(run).findings
+    assert found.kind == "note"
+    assert found.problem.endswith("that process has died; the next run takes its place")
+    # Of another machine's nobody here can tell.
+    owner = run.path / found.place
+    words = json.loads(owner.read_text())
+    owner.write_text(json.dumps({**words, "host": "elsewhere"}))
+    (found,) = verify(run).findings
+    assert "on elsewhere): that process is at work, or died" in found.problem
+
+
 def test_evaluations_are_looked_at(run):
     evaluation = run.evaluation("0123456789abcdef")
     shutil.copytree(run.dataset_path, evaluation.dataset_path)
@@ -257,7 +277,7 @@ def test_the_command(run):
 
     done = gencls(run.path)
     assert (done.exit_code, done.output) == (
-        0, "whole: 3 models, 15 shards, 1 datasets checked\n"
+        0, "whole: 3 models, 15 shards, 1 dataset checked\n"
     )  # fmt: skip
     damage(run.path / SHARD, "truncated")
     done = gencls(run.path)
@@ -272,6 +292,12 @@ def test_the_command(run):
     done = gencls(run.path, "--repair")
     assert done.exit_code == 1
     assert f"removed  {SHARD}" in done.output
+    assert "it makes what was removed" in done.output
+    # Merely unfinished: there is nothing to remove.
+    for arguments in ((run.path,), (run.path, "--repair")):
+        done = gencls(*arguments)
+        assert done.exit_code == 1
+        assert done.output.endswith("Run the same command again: it makes what is missing.\n")
     assert isinstance(gencls(run.path / "dataset").exception, StoreError)
 
 
