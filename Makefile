@@ -1,6 +1,6 @@
 # make demo    a complete run on embedded data, from a fresh clone
 # make test    the tests, as CI runs them
-# make faults  every fault of docs/reliability.md, injected (part of make test)
+# make faults  every fault of docs/reliability.md, injected
 # make help    every target
 
 PYTHON ?= python3
@@ -41,7 +41,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -m 'not slow'
 
 faults: .venv/installed-dev
-	$(BIN)/python -m pytest -m 'fault and not slow'
+	$(BIN)/python -m pytest -m fault
 
 test-slow: .venv/installed-slow
 	$(BIN)/python -m pytest -m slow

@@ -105,18 +105,20 @@ def test_killed_refused_and_interrupted(trained):
     assert status(trained) == "running", "nobody was there to say otherwise"
     before = sum(committed(trained).values())
 
-    # Ctrl-C: the shards in hand are committed, then it ends. SIGTERM is what `gencls cancel` sends
-    # (test_jobs.py).
-    process = start(trained)
-    wait_for_more(trained, process, before)
-    processes = family(process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "the shards in hand are being committed" in said
-    assert status(trained) == "stopped"
-    assert_gone(processes)
-    assert not (trained / "run" / ".owners").exists()
+    # Ctrl-C, then SIGTERM, which is what `gencls cancel` sends: the shards in hand are committed,
+    # then it ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start(trained)
+        wait_for_more(trained, process, before)
+        processes = family(process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 130, said
+        assert "the shards in hand are being committed" in said
+        assert status(trained) == "stopped"
+        assert_gone(processes)
+        assert not (trained / "run" / ".owners").exists()
+        before = sum(committed(trained).values())
 
     total = (TEST_TEXTS // SHARD_SIZE) * len(CLASSES)
     of_test = sum(count for key, count in committed(trained).items() if key[0] == "test")
