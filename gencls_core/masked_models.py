@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from gencls_core.errors import ModelError
 from gencls_core.likelihood import LOGITS_PER_CHUNK, token_log_probs
 from gencls_core.masked_batches import MaskedBatch, MaskedRow
+from gencls_core.models import refuse_foreign_tokenizer
 
 __all__ = ["MaskedLM", "wrap_masked_lm"]
 
@@ -168,15 +169,7 @@ def wrap_masked_lm(model: nn.Module, tokenizer: Any, *, place: str) -> MaskedLM:
         )
     inner = _plain(model)
     vocabulary = inner.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocabulary:
-        raise ModelError.of(
-            "the tokenizer does not fit the model's vocabulary",
-            place=place,
-            found=f"token ids up to {highest}",
-            expected=f"ids below {vocabulary}, the rows of the embedding",
-            remedy="use the tokenizer that the model was trained with",
-        )
+    refuse_foreign_tokenizer(tokenizer, vocabulary, place)
     prefix, suffix = _special_tokens(tokenizer, place)
     padding = inner.config.pad_token_id
     if padding is None:

@@ -32,6 +32,7 @@ __all__ = [
     "load_adapters",
     "load_causal_lm",
     "load_tokenizer",
+    "refuse_foreign_tokenizer",
     "tokenizer_digest",
 ]
 
@@ -188,15 +189,7 @@ def wrap(model: nn.Module, tokenizer: Any, *, place: str) -> CausalLM:
     bos_id, eos_id = document_separator(tokenizer)
     config: Any = _causal_lm(model).config
     rows = _causal_lm(model).get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        raise ModelError.of(
-            "the tokenizer does not fit the model's vocabulary",
-            place=place,
-            found=f"token ids up to {highest}",
-            expected=f"ids below {rows}, the rows of the embedding",
-            remedy="use the tokenizer that the model was trained with",
-        )
+    refuse_foreign_tokenizer(tokenizer, rows, place)
     context = getattr(config, "max_position_embeddings", None) or getattr(
         config, "n_positions", None
     )
@@ -344,3 +337,16 @@ def _quiet_transformers() -> Any:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def refuse_foreign_tokenizer(tokenizer: Any, rows: int, place: Any) -> None:
+    """Raise a ModelError when a token id has no row among the `rows` of the model's embedding."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise ModelError.of(
+            "the tokenizer does not fit the model's vocabulary",
+            place=place,
+            found=f"token ids up to {highest}",
+            expected=f"ids below {rows}, the rows of the embedding",
+            remedy="use the tokenizer that the model was trained with",
+        )

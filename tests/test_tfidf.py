@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bag_of_words_fixtures import make_dataset
 
-from gencls_core.datasets.dataset import Dataset, SplitInfo
-from gencls_core.datasets.writing import SplitWriter
 from gencls_core.errors import DataError
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardKey
-from gencls_core.storage import write_json
 from gencls_core.systems import System
 from gencls_core.systems.tfidf import TfidfSystem, score_with_tfidf
 
@@ -23,20 +21,6 @@ TOPICS = {
     "01": ["market", "stock", "bank", "profit", "trade", "price"],
 }
 Rows = Sequence[tuple[str, str | None]]
-
-
-def make_dataset(folder: Path, classes: tuple[str, ...], **splits: Rows) -> Dataset:
-    """Write a prepared dataset with the given (text, label) rows."""
-    folder.mkdir(parents=True)
-    infos: dict[str, SplitInfo] = {}
-    for name, rows in splits.items():
-        with SplitWriter(folder / f"{name}.parquet", classes) as writer:
-            for number, (text, label) in enumerate(rows):
-                writer.add(f"{name}-{number}", text, label)
-        infos[name] = writer.info()
-    dataset = Dataset(folder, "made", classes, infos, {"description": "test", "digest": "0"}, {})
-    write_json(folder / "dataset.json", dataset.to_json())
-    return Dataset.open(folder)
 
 
 def make_rows(seed: int, per_class: int, classes: Sequence[str]) -> list[tuple[str, str | None]]:

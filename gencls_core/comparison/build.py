@@ -11,7 +11,6 @@ import numpy as np
 from gencls_core.comparison.questions import answers
 from gencls_core.comparison.results import Condition, Results, read_results
 from gencls_core.comparison.schema import (
-    UNTRAINED,
     Comparison,
     CurvePoint,
     EstimateReport,
@@ -19,6 +18,7 @@ from gencls_core.comparison.schema import (
     SystemReport,
     TextsReport,
 )
+from gencls_core.comparison.sizes import at_largest, largest_sample
 from gencls_core.intervals import Estimate, estimate_system
 from gencls_core.remote_path import uri_of
 from gencls_core.run import RunDirectory
@@ -41,8 +41,8 @@ def compare_runs(runs: Sequence[RunDirectory], others: Sequence[Comparison] = ()
     """
     results = read_results(runs)
     systems = [_system(condition) for condition in results.conditions]
-    largest = _largest(results)
-    pairs = [_pair(pair, largest) for pair in _compared(results, largest)]
+    largest = largest_sample(results.conditions)
+    pairs = [_pair(pair, largest) for pair in _compared(results)]
     return Comparison(
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
         test=_test_set(results),
@@ -83,28 +83,19 @@ def _estimate(estimate: Estimate) -> EstimateReport:
     return EstimateReport(**{name: values[name] for name in EstimateReport.model_fields})
 
 
-def _largest(results: Results) -> int | None:
-    """Give the largest sample of train texts, at which systems are compared pair by pair."""
-    samples = {c.sample for c in results.conditions if c.system not in UNTRAINED}
-    return None if None in samples or not samples else max(s for s in samples if s is not None)
-
-
-def _compared(results: Results, largest: int | None) -> tuple[PairComparison, ...]:
-    at_largest = {
-        condition.name: condition.outcomes.correct_SN
-        for condition in results.conditions
-        if condition.sample == largest or condition.system in UNTRAINED
-    }
+def _compared(results: Results) -> tuple[PairComparison, ...]:
+    conditions = {condition.name: condition for condition in at_largest(results.conditions)}
     # Runs with the same seeds share the sample of train texts that these draw.
     repeated = {
         tuple(run.seeds for run in condition.runs)
-        for condition in results.conditions
-        if condition.name in at_largest and len(condition.runs) > 1
+        for condition in conditions.values()
+        if len(condition.runs) > 1
     }
     # A bootstrap's smallest p-value, times the number of pairs, must lie well below 0.05.
-    count = len(at_largest) * (len(at_largest) - 1) // 2
+    count = len(conditions) * (len(conditions) - 1) // 2
     resamples = max(PAIR_RESAMPLES, 400 * count)
-    return compare_pairs(at_largest, paired_seeds=len(repeated) == 1, resamples=resamples)
+    correct = {name: condition.outcomes.correct_SN for name, condition in conditions.items()}
+    return compare_pairs(correct, paired_seeds=len(repeated) == 1, resamples=resamples)
 
 
 def _pair(pair: PairComparison, sample: int | None) -> PairReport:

@@ -14,6 +14,7 @@ from gencls_core.comparison.schema import (
     PairReport,
     SystemReport,
 )
+from gencls_core.comparison.sizes import at_largest
 from gencls_core.report import words
 
 __all__ = [
@@ -117,14 +118,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def compared_systems(comparison: Comparison) -> list[SystemReport]:
     """Give the systems that are compared pair by pair, the most accurate first."""
-    trained = {s.sample for s in comparison.systems if s.system not in UNTRAINED}
-    counts = [sample for sample in trained if sample is not None]
-    largest = None if None in trained or not counts else max(counts)
-    chosen = {
-        system.name: system
-        for system in comparison.systems
-        if system.sample == largest or system.system in UNTRAINED
-    }
+    chosen = {system.name: system for system in at_largest(comparison.systems)}
     return sorted(chosen.values(), key=_accuracy)
 
 
