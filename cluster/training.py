@@ -60,7 +60,7 @@ def train_classes(
         while waiting or pending:
             while waiting and len(pending) < plan.concurrent_trainings:
                 task, attempt = waiting.popleft()
-                fence = lease.fence(f"train-{task.class_id}")
+                fence = lease.fence(f"train-{task.system}-{task.class_id}")
                 reference = remote.remote(
                     replace(task, fence=fence), dataset, channel.queue, plan, memory_limit
                 )
@@ -70,7 +70,7 @@ def train_classes(
             lease.check()
             for reference in done:
                 task, fence, attempt = pending.pop(reference)
-                what = f"training of class {task.class_name!r}"
+                what = f"training of {task.title}"
                 try:
                     model: ClassModel = ray.get(reference)
                 except CRASHES as error:
@@ -86,7 +86,7 @@ def train_classes(
                 else:
                     yield _trained(task, model)
                     continue
-                yield Note(f"class {task.class_name!r} failed: {str(failure).splitlines()[0]}")
+                yield Note(f"{task.title} failed: {str(failure).splitlines()[0]}")
                 first_failure = first_failure or failure
     finally:
         for reference in pending:
@@ -99,7 +99,7 @@ def train_classes(
 def _trained(task: TrainingTask, model: ClassModel) -> ClassTrained:
     record = model.training
     return ClassTrained(
-        class_name=task.class_name,
+        class_name=task.label,
         seconds=record.seconds,
         tokens_per_second=record.tokens_per_second,
         validation_perplexity=record.validation_perplexity,
@@ -112,7 +112,7 @@ def _train(
     task: TrainingTask, dataset: Location, queue: Queue, plan: Plan, memory_limit: int
 ) -> ClassModel:
     """Run in a Ray worker: read the class's own texts and train on them."""
-    attempt = task.fence.attempt if task.fence is not None else task.class_name
+    attempt = task.fence.attempt if task.fence is not None else task.label
     with bound_memory(memory_limit, queue, attempt):
         return _train_bounded(task, dataset, queue, plan)
 
@@ -126,19 +126,14 @@ def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Pl
     if task.device == "cuda" and plan.gpu_memory_fraction_per_training is not None:
         # Ray's fractions isolate nothing: hold each task to its share.
         torch.cuda.set_per_process_memory_fraction(plan.gpu_memory_fraction_per_training)
-    texts = Dataset.open(dataset)
     try:
         return train_class(
-            replace(
-                task,
-                texts=texts.texts_of("train", task.class_name),
-                validation_texts=texts.texts_of("validation", task.class_name),
-            ),
+            task.with_texts(Dataset.open(dataset)),
             lambda event: send(queue, event),
         )
     except torch.OutOfMemoryError as error:
         raise ResourceError.of(
-            f"training of class {task.class_name!r} does not fit into its part of the GPU",
+            f"training of {task.title} does not fit into its part of the GPU",
             found=str(error).splitlines()[0],
             remedy="--concurrent-trainings 1, a smaller --batch-size, --gradient-checkpointing, "
             "or --lora-rank 8",

@@ -24,7 +24,7 @@ COMMIT_NAME = "committed.json"
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One evaluation point of a training curve; losses in nats per token."""
+    """One evaluation point of a training curve; losses in nats per token, or per text."""
 
     epoch: float
     step: int
@@ -44,9 +44,9 @@ class TrainingRecord:
     epochs: float
     best_epoch: float
     train_loss: float
-    """Nats per token, last epoch."""
+    """Nats per token, for a classifier per text; last epoch."""
     validation_nll: float | None
-    """Nats per token on the class's held-out texts, of the weights that were kept."""
+    """The same on the held-out texts, of the weights that were kept."""
     validation_perplexity: float | None
     seconds: float
     tokens_per_second: float
@@ -64,6 +64,7 @@ class ClassModel:
 
     path: Location
     class_name: str
+    """Empty for a model of all classes."""
     class_id: int
     digest: str
     """Names everything the weights depend on: texts, settings, base model, format."""
@@ -78,6 +79,7 @@ class ClassModel:
     sizes: dict[str, int]
     """Bytes of every file: cheap to check at each start, where the SHA-256 is not."""
     training: TrainingRecord
+    system: str = "class-lm"
 
     @classmethod
     def open(cls, path: Location) -> Self:

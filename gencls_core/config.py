@@ -10,6 +10,7 @@ Field names are unique over all sections, so that a flag names its field without
     ├── sequence     SequenceConfig    what is scored of a text: BOS, EOS, windows, truncation
     ├── training     TrainingConfig    how one class model is trained
     ├── scoring      ScoringConfig     how texts are scored
+    ├── systems      SystemsConfig     what other systems need
     ├── posterior    PosteriorConfig   prior and calibration
     └── compute      ComputeConfig     precision, CPUs, GPUs, memory
 """
@@ -41,6 +42,7 @@ __all__ = [
     "ScoringConfig",
     "Section",
     "SequenceConfig",
+    "SystemsConfig",
     "TrainingConfig",
 ]
 
@@ -94,7 +96,15 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="Part that becomes the test split where the data has none."
     )
-    split_seed: int = Field(0, ge=0, description="Seed of every split and sample of the data.")
+    split_seed: int = Field(
+        0, ge=0, description="Seed of what is cut out as the test split, and of every sample of it."
+    )
+    sample_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Seed of the sample of train texts, and of what is kept aside of it; default: "
+        "--split-seed. With another one the test split stays as it is.",
+    )
     max_samples: Positive | None = Field(
         None,
         description="At most this many train texts per class (validation part included): a "
@@ -191,6 +201,42 @@ class ScoringConfig(Section):
     )
 
 
+class SystemsConfig(Section):
+    """What other systems than class language models need; `gencls compare` runs them."""
+
+    masked_model: str = Field(
+        "roberta-base",
+        description="A masked language model: hub id, local folder, or a preset made from scratch "
+        "(`scratch:masked-tiny`).",
+    )
+    masked_likelihood: Literal["pseudo", "sampled"] = Field(
+        "pseudo",
+        description="How a masked model scores a text. `pseudo`: each token masked once, exact; "
+        "`sampled`: random sets of masked tokens, the same for every class.",
+    )
+    mask_samples: Positive = Field(
+        16, description="Sets of masked tokens that `sampled` draws for each text."
+    )
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("Topic: {class}\n\n", "The following text belongs to the class “{class}”.\n\n"),
+        description="What untrained models read before a text; `{class}` stands for the class. "
+        "Several are combined by the logarithm of their mean likelihood.",
+    )
+    class_words: dict[str, str] = Field(
+        {}, description="What `{class}` becomes, by class; default: the class's own name."
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_the_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in value:
+            if "{class}" not in prompt:
+                raise ValueError(
+                    f"{prompt!r} does not say where the class goes: write {{class}} there"
+                )
+        return value
+
+
 class PosteriorConfig(Section):
     """How log-likelihoods become class probabilities. Changing it never rescores a text."""
 
@@ -258,6 +304,7 @@ SECTIONS: dict[str, type[Section]] = {
     "sequence": SequenceConfig,
     "training": TrainingConfig,
     "scoring": ScoringConfig,
+    "systems": SystemsConfig,
     "posterior": PosteriorConfig,
     "compute": ComputeConfig,
 }
@@ -282,6 +329,7 @@ class RunConfig(Section):
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     scoring: ScoringConfig = Field(default_factory=ScoringConfig)
+    systems: SystemsConfig = Field(default_factory=SystemsConfig)
     posterior: PosteriorConfig = Field(default_factory=PosteriorConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
 

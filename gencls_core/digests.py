@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from gencls_core.class_models import CLASS_MODEL_FORMAT, ClassModel
-from gencls_core.config import ModelConfig, ScoringConfig, SequenceConfig, TrainingConfig
+from gencls_core.class_models import CLASS_MODEL_FORMAT
+from gencls_core.config import ModelConfig, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.scores import SCORE_FORMAT
+from gencls_core.scoring_job import ScoringJob
 from gencls_core.scratch import SCRATCH_FORMAT, scratch_preset
 from gencls_core.storage import digest_of
+from gencls_core.training_task import ObjectiveName
 
 __all__ = ["scoring_digests", "scratch_digest", "shard_ranges", "training_digest"]
 
@@ -41,54 +43,61 @@ def training_digest(
     sequence: SequenceConfig,
     training: TrainingConfig,
     precision: str,
+    objective: ObjectiveName = "causal",
 ) -> str:
-    """Name one class model: its own texts only, so that another class may come or go."""
+    """Name one trained model.
+
+    That of a class depends on its own texts only, so that another class may come or go; one of all
+    classes (`class_name` is empty) on all of them.
+    """
     splits = {
         name: dataset.splits[name].class_fingerprints.get(class_name)
+        if class_name
+        else dataset.splits[name].fingerprint
         for name in ("train", "validation")
         if name in dataset.splits
     }
     settings = training.model_dump(mode="json")
     # Recomputing activations changes memory and time, not the gradients.
     del settings["gradient_checkpointing"]
-    return digest_of(
-        {
-            "format": CLASS_MODEL_FORMAT,
-            "class": class_name,
-            "texts": splits,
-            "base": base_digest,
-            "lora": [model.lora_rank, model.lora_alpha],
-            "sequence": sequence.model_dump(mode="json"),
-            "training": settings,
-            "precision": precision,
-        }
-    )
+    parts = {
+        "format": CLASS_MODEL_FORMAT,
+        "class": class_name,
+        "texts": splits,
+        "base": base_digest,
+        "lora": [model.lora_rank, model.lora_alpha],
+        "sequence": sequence.model_dump(mode="json"),
+        "training": settings,
+        "precision": precision,
+    }
+    if objective != "causal":
+        parts |= {"objective": objective, "classes": [] if class_name else dataset.classes}
+    return digest_of(parts)
 
 
 def scoring_digests(
-    *,
-    model: ClassModel,
+    job: ScoringJob,
+    class_name: str,
     dataset: Dataset,
     split: SplitName,
     ranges: Sequence[tuple[int, int]],
-    sequence: SequenceConfig,
-    scoring: ScoringConfig,
-    precision: str,
 ) -> list[str]:
-    """Name the score rows of each range of examples [start, stop) under one class model.
+    """Name the score rows of each range of examples [start, stop) under one class.
 
     What all ranges have in common is digested once: a split may have 10^5 of them.
     """
+    weights = job.weights_of(class_name)
     common = digest_of(
         {
             "format": SCORE_FORMAT,
-            "model": model.digest,
-            "weights": model.files,
+            "system": job.system.name,
+            "model": weights.digest,
+            "weights": weights.files,
             "texts": dataset.split(split).fingerprint,
-            "sequence": sequence.model_dump(mode="json"),
-            "likelihood": scoring.likelihood,
-            "per_token": scoring.per_token,
-            "precision": precision,
+            "sequence": job.sequence.model_dump(mode="json"),
+            "per_token": job.scoring.per_token,
+            "precision": job.precision,
+            **job.system.depends_on(job, class_name),
         }
     )
     return [digest_of([common, start, stop]) for start, stop in ranges]

@@ -5,6 +5,7 @@
 <run>/dataset/              the prepared dataset
 <run>/base/                 tokenizer and start weights of a model made from scratch
 <run>/models/<class>/       Hugging Face format (or LoRA adapter) + committed.json
+<run>/systems/<system>/     the models of other systems, likewise
 <run>/scores/               test scores      (see gencls_core.scores)
 <run>/validation-scores/    validation scores, for calibration
 <run>/report/               report.json, report.md, report.html, predictions.parquet
@@ -37,6 +38,9 @@ from gencls_core.storage import (
 __all__ = ["RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
 
 RUN_FORMAT = 1
+CLASS_LM = "class-lm"
+ALL_CLASSES = "all+classes"
+"""No class has this folder: a `+` in its name would be encoded."""
 
 RunStatus = Literal["running", "finished", "incomplete", "failed", "stopped"]
 """`incomplete`: everything was tried, and some texts could not be scored."""
@@ -97,9 +101,14 @@ class RunDirectory:
         """Scores of the test or the validation split."""
         return self.scores if split == "test" else self.validation_scores
 
-    def model_path(self, class_name: str) -> Location:
-        """The folder of one class model."""
-        return self.models_path / class_directory_name(class_name)
+    def models_of(self, system: str) -> Location:
+        """The folder of a system's models; the class models lie in `models/`."""
+        return self.models_path if system == CLASS_LM else self.path / "systems" / system
+
+    def model_path(self, class_name: str, system: str = CLASS_LM) -> Location:
+        """The folder of the model of one class; without a name, of the one for all classes."""
+        name = class_directory_name(class_name) if class_name else ALL_CLASSES
+        return self.models_of(system) / name
 
     def adopt_dataset(self, incoming: Path) -> None:
         """Put a newly prepared dataset in the place of the run's own.

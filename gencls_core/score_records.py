@@ -17,7 +17,7 @@ __all__ = [
     "shard_of_record",
 ]
 
-SCORE_FORMAT = 1
+SCORE_FORMAT = 2
 Quantity = Literal["log_likelihood", "pseudo_log_likelihood", "log_posterior"]
 
 SCORE_SCHEMA = pa.schema(
@@ -25,6 +25,7 @@ SCORE_SCHEMA = pa.schema(
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("score", pa.float64(), nullable=False, metadata={"unit": "nats"}),
+        pa.field("standard_error", pa.float64(), metadata={"unit": "nats"}),
         pa.field("quantity", pa.string(), nullable=False),
         pa.field("num_tokens", pa.int32(), nullable=False, metadata={"unit": "tokens"}),
         pa.field("truncated", pa.bool_(), nullable=False),
@@ -36,7 +37,8 @@ SCORE_SCHEMA = pa.schema(
 )
 """Columns inside a shard; `system` and `class` are its partition.
 
-`score` is the log-likelihood (or what `quantity` says) in nats; `loss_score` the original
+`score` is the log-likelihood (or what `quantity` says) in nats, and `standard_error` that of an
+estimate by random draws, null where nothing is drawn; `loss_score` the original
 experiment's mean loss times the number of tokens, negated, where it was asked for; `token_ids` and
 `token_scores` are null unless per-token scores were asked for.
 """

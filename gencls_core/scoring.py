@@ -249,6 +249,7 @@ def score_table(
         "example_id": examples.column("example_id"),
         "label": examples.column("label"),
         "score": pa.array(scores.log_likelihoods, pa.float64()),
+        "standard_error": pa.nulls(rows, pa.float64()),
         "quantity": pa.array(["log_likelihood"] * rows, pa.string()),
         "num_tokens": pa.array([len(text) for text in texts], pa.int32()),
         "truncated": pa.array([text.truncated for text in texts], pa.bool_()),

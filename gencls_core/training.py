@@ -1,11 +1,11 @@
-"""One class's texts → one committed class model.
+"""Texts → one committed model: of one class, or a classifier of all.
 
-The loop is Hugging Face's `Trainer`; ours are the batches (texts as scoring will see them, windows
-included), the loss (the kernel of `gencls_core.likelihood`), and the commit. A batch goes through
-the model in passes of at most `tokens_per_pass` padded tokens, sorted by length, whose gradients
-add up to exactly the batch's: memory is bounded by the pass, and little is spent on padding.
+The loop is Hugging Face's `Trainer`; ours are the batches, the loss (`gencls_core.objectives`) and
+the commit. A batch goes through the model in passes of at most `tokens_per_pass` padded tokens,
+sorted by length, whose gradients add up to exactly the batch's: memory is bounded by the pass, and
+little is spent on padding.
 
-The loss is the negative log-likelihood in nats per scored token.
+The loss is the negative log-likelihood in nats per unit: a scored token, for a classifier a text.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from gencls_core.class_models import (
     TrainingRecord,
     files_of,
 )
-from gencls_core.errors import TrainingError
 from gencls_core.events import TrainingProgress
 from gencls_core.measure import peak_memory_bytes, reset_peak_memory
-from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
+from gencls_core.objectives import Objective, load_objective
 from gencls_core.storage import publish_directory, write_errors, write_json
-from gencls_core.tokenization import SequencePolicy, TokenizedText
-from gencls_core.training_loop import ClassTrainer, count_steps, trainer_arguments
+from gencls_core.training_loop import ObjectiveTrainer, count_steps, trainer_arguments
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["TrainingTask", "train_class"]
@@ -39,7 +37,7 @@ __all__ = ["TrainingTask", "train_class"]
 def train_class(
     task: TrainingTask, on_progress: Callable[[TrainingProgress], None] | None = None
 ) -> ClassModel:
-    """Train one class model and commit it.
+    """Train one model and commit it.
 
     An interrupted training of the same digest goes on from its last whole checkpoint.
 
@@ -54,31 +52,20 @@ def train_class(
     if task.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    lm = load_causal_lm(task.base)
+    # Before loading: a classifier's head is drawn there.
     _seed(task.training.seed)
-    if task.lora_rank is not None:
-        lm = attach_lora(lm, task.lora_rank, task.lora_alpha)
+    objective = load_objective(task)
+    _seed(task.training.seed)
     if task.training.gradient_checkpointing:
-        enable: Any = lm.model.gradient_checkpointing_enable
+        enable: Any = objective.model.gradient_checkpointing_enable
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy = SequencePolicy.resolve(
-        task.sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-    )
-    texts = _tokenize(lm, task.texts, policy)
-    held_out = _tokenize(lm, task.validation_texts, policy)
-    if not texts:
-        raise TrainingError.of("no tokens to train on", place=f"class {task.class_name!r}")
-
     with Checkpoints(task.destination, task.digest) as checkpoints, write_errors(task.destination):
-        return _train(task, lm, policy, texts, held_out, checkpoints, on_progress, started)
+        return _train(task, objective, checkpoints, on_progress, started)
 
 
 def _train(
     task: TrainingTask,
-    lm: CausalLM,
-    policy: SequencePolicy,
-    texts: list[TokenizedText],
-    held_out: list[TokenizedText],
+    objective: Objective[Any],
     checkpoints: Checkpoints,
     on_progress: Callable[[TrainingProgress], None] | None,
     started: float,
@@ -87,17 +74,10 @@ def _train(
         if task.fence is not None:
             task.fence.check()
 
-    trainer = ClassTrainer(
-        lm=lm,
-        class_name=task.class_name,
-        texts=texts,
-        held_out=held_out,
-        window=policy.window,
-        config=task.training,
-        tokens_per_pass=task.tokens_per_pass,
-        precision=task.precision,
+    trainer = ObjectiveTrainer(
+        objective=objective,
+        task=task,
         on_progress=on_progress,
-        checkpoint_seconds=task.checkpoint_seconds,
         before_save=before_save,
         after_save=checkpoints.keep,
         args=trainer_arguments(
@@ -105,8 +85,8 @@ def _train(
             output_dir=checkpoints.folder,
             precision=task.precision,
             use_cpu=task.device == "cpu",
-            evaluate=bool(held_out),
-            total_steps=count_steps([len(text) for text in texts], task.training),
+            evaluate=bool(objective.held_out),
+            total_steps=count_steps(objective.lengths, task.training),
         ),
     )
     trainer.train(resume_from_checkpoint=checkpoints.last_whole())
@@ -119,7 +99,10 @@ def _train(
         best_epoch=trainer.best_epoch,
         train_loss=trainer.history[-1].train_loss,
         validation_nll=nll,
-        validation_perplexity=None if nll is None else float(np.exp(nll)),
+        # A perplexity is per token, and a classifier's loss per text.
+        validation_perplexity=(
+            None if nll is None or task.objective == "classification" else float(np.exp(nll))
+        ),
         seconds=round(time.perf_counter() - started, 3),
         tokens_per_second=round(trainer.tokens_per_second, 1),
         peak_memory_bytes=peak_memory_bytes(),
@@ -129,29 +112,24 @@ def _train(
         threads=task.threads,
         history=tuple(trainer.history),
     )
-    model = _commit(task, trainer.model, lm, record)
+    model = _commit(task, objective, record)
     checkpoints.remove()
     return model
 
 
-def _tokenize(lm: CausalLM, texts: list[str], policy: SequencePolicy) -> list[TokenizedText]:
-    encoded = [TokenizedText.of(ids, policy) for ids in lm.encode(texts)] if texts else []
-    return [text for text in encoded if len(text)]
-
-
-def _commit(task: TrainingTask, model: Any, lm: CausalLM, record: TrainingRecord) -> ClassModel:
+def _commit(task: TrainingTask, objective: Objective[Any], record: TrainingRecord) -> ClassModel:
     with publish_directory(task.destination, COMMIT_NAME) as folder:
-        model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
+        tokenizer = objective.save(folder)
         files = files_of(folder)
         committed = ClassModel(
             path=folder,
             class_name=task.class_name,
             class_id=task.class_id,
+            system=task.system,
             digest=task.digest,
             base=task.base.name,
             base_digest=task.base.digest,
-            tokenizer_digest=tokenizer_digest(lm.tokenizer),
+            tokenizer_digest=tokenizer,
             kind="full" if task.lora_rank is None else "lora",
             files=files,
             sizes={name: (folder / name).stat().st_size for name in files},

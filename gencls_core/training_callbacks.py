@@ -18,16 +18,17 @@ PROGRESS_SECONDS = 1.0
 
 
 class _Training(Protocol):
-    class_name: str
+    label: str
+    title: str
 
     def _get_learning_rate(self) -> float: ...
 
 
-def not_finite(class_name: str, step: int, key: str, value: float) -> TrainingError:
+def not_finite(title: str, step: int, key: str, value: float) -> TrainingError:
     """Say that training stopped because its loss is NaN or infinite."""
     return TrainingError.of(
         "training stopped: the loss is not a finite number",
-        place=f"class {class_name!r}, step {step}",
+        place=f"{title}, step {step}",
         found=f"{key} {value}",
         remedy="a lower --learning-rate, or --precision fp32",
     )
@@ -87,7 +88,7 @@ class Meter(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         for key in ("loss", "eval_nll"):
             if key in logs and not math.isfinite(logs[key]):
-                raise not_finite(self._trainer.class_name, state.global_step, key, logs[key])
+                raise not_finite(self._trainer.title, state.global_step, key, logs[key])
         self._loss = logs.get("loss", self._loss)
         self._validation_nll = logs.get("eval_nll", self._validation_nll)
         if "eval_nll" in logs:
@@ -99,7 +100,7 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             return
         self._on_progress(
             TrainingProgress(
-                class_name=self._trainer.class_name,
+                class_name=self._trainer.label,
                 step=state.global_step,
                 total_steps=state.max_steps,
                 epoch=round(state.epoch or 0.0, 3),

@@ -1,7 +1,4 @@
-"""Hugging Face's Trainer with our batches and our loss.
-
-Shapes: B windows of one pass, T padded length, N scored positions, D hidden size.
-"""
+"""Hugging Face's Trainer with our batches and the loss of an objective."""
 
 from __future__ import annotations
 
@@ -24,15 +21,13 @@ from transformers.trainer_callback import PrinterCallback
 from gencls_core.class_models import EpochRecord
 from gencls_core.config import TrainingConfig
 from gencls_core.events import TrainingProgress
-from gencls_core.likelihood import window_log_probs
-from gencls_core.models import CausalLM
+from gencls_core.objectives import Objective
 from gencls_core.precision import Precision
-from gencls_core.scoring import score_texts
-from gencls_core.tokenization import TokenizedText, batches_by_token_budget, windows_of
 from gencls_core.training_batches import Batches, Loader, TextNumbers
 from gencls_core.training_callbacks import Meter, Saver, not_finite
+from gencls_core.training_task import TrainingTask
 
-__all__ = ["ClassTrainer", "count_steps", "trainer_arguments"]
+__all__ = ["ObjectiveTrainer", "count_steps", "trainer_arguments"]
 
 
 def trainer_arguments(
@@ -85,48 +80,39 @@ def count_steps(lengths: list[int], config: TrainingConfig) -> int:
     return math.ceil(per_epoch * config.epochs)
 
 
-class ClassTrainer(Trainer):  # type: ignore[misc]
-    """Trains one class model; `history` and the other public attributes say how it went."""
+class ObjectiveTrainer(Trainer):  # type: ignore[misc]
+    """Trains one model; `history` and the other public attributes say how it went."""
 
     def __init__(
         self,
         *,
-        lm: CausalLM,
-        class_name: str,
-        texts: list[TokenizedText],
-        held_out: list[TokenizedText],
-        window: int,
-        config: TrainingConfig,
-        tokens_per_pass: int,
-        precision: Precision,
+        objective: Objective[Any],
+        task: TrainingTask,
         on_progress: Callable[[TrainingProgress], None] | None,
-        checkpoint_seconds: float,
         before_save: Callable[[], None],
         after_save: Callable[[], None],
         args: TrainingArguments,
     ) -> None:
-        self._lm = lm
-        self.class_name = class_name
-        self._texts = texts
-        self._held_out = held_out
-        self._window = window
-        self._tokens_per_pass = max(tokens_per_pass, 1)
-        self._precision = precision
-        self._batches = Batches([len(text) for text in texts], config)
+        self._objective = objective
+        self.label, self.title = task.label, task.title
+        self._lengths = objective.lengths
+        self._tokens_per_pass = max(task.tokens_per_pass, 1)
+        self._precision = task.precision
+        self._batches = Batches(self._lengths, task.training)
         self._meter = Meter(self, on_progress)
         self._before_save = before_save
-        callbacks: list[TrainerCallback] = [self._meter, Saver(checkpoint_seconds, after_save)]
-        if held_out and config.patience:
-            callbacks.append(EarlyStoppingCallback(config.patience))
+        callbacks: list[TrainerCallback] = [self._meter, Saver(task.checkpoint_seconds, after_save)]
+        if objective.held_out and task.training.patience:
+            callbacks.append(EarlyStoppingCallback(task.training.patience))
         super().__init__(
-            model=lm.model,
+            model=objective.model,
             args=args,
             callbacks=callbacks,
-            eval_dataset=TextNumbers(len(held_out)) if held_out else None,
+            eval_dataset=TextNumbers(objective.held_out) if objective.held_out else None,
         )
         # The meter shows progress; Trainer would also print raw dictionaries.
         self.remove_callback(PrinterCallback)
-        # Our loss is divided by the tokens of the whole optimiser step, not per batch.
+        # Our loss is divided by the units of the whole optimiser step, not per batch.
         self.model_accepts_loss_kwargs = True
 
     @property
@@ -159,14 +145,14 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def best_validation_nll(self) -> float | None:
-        """Held-out negative log-likelihood of the kept weights, nats per token."""
+        """Held-out negative log-likelihood of the kept weights, nats per unit."""
         scored = [r.validation_nll for r in self.history if r.validation_nll is not None]
         return min(scored) if scored else None
 
     @property
     def tokens_seen(self) -> int:
         """Tokens trained on, over all epochs, those before a resume included."""
-        per_epoch = sum(map(len, self._texts))
+        per_epoch = sum(self._lengths)
         return round(per_epoch * (self.state.epoch or 0.0))
 
     @property
@@ -177,7 +163,7 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> DataLoader[int]:
         """Give batches of text numbers."""
         return Loader(
-            TextNumbers(len(self._texts)),
+            TextNumbers(len(self._lengths)),
             batch_sampler=self._batches,
             collate_fn=lambda numbers: {"numbers": torch.tensor(numbers)},
         )
@@ -185,11 +171,9 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """Give the batches of one optimiser step, and how many tokens they score."""
+        """Give the batches of one optimiser step, and what their loss is divided by."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, sum(
-            len(self._texts[number]) for batch in samples for number in batch["numbers"].tolist()
-        )
+        return samples, sum(self._objective.units(batch["numbers"].tolist()) for batch in samples)
 
     def training_step(
         self,
@@ -199,29 +183,22 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Add one batch's gradients pass by pass; gives its share of the step's loss."""
         model.train()
-        texts = [self._texts[number] for number in inputs["numbers"].tolist()]
-        tokens = num_items_in_batch or sum(map(len, texts))
+        numbers = inputs["numbers"].tolist()
+        units = num_items_in_batch or self._objective.units(numbers)
         total = torch.zeros((), device=self.args.device)
-        for windows in batches_by_token_budget(
-            windows_of(texts, self._window), self._tokens_per_pass
-        ):
-            loss = self._negative_log_likelihood(texts, windows) / tokens
+        for part in self._objective.passes(numbers, self._tokens_per_pass, self._batches.epoch):
+            with self._autocast():
+                loss = self._objective.loss(part) / units
             self.accelerator.backward(loss)
             total += loss.detach()
         if not math.isfinite(total.item()):
-            raise not_finite(self.class_name, self.state.global_step + 1, "loss", total.item())
-        self._meter.count(sum(map(len, texts)))
+            raise not_finite(self.title, self.state.global_step + 1, "loss", total.item())
+        self._meter.count(sum(self._lengths[number] for number in numbers))
         return total
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         self._before_save()
         super()._save_checkpoint(*arguments, **options)
-
-    def _negative_log_likelihood(self, texts: list[TokenizedText], windows: list[Any]) -> Tensor:
-        """Sum −log P over the scored positions of one padded pass, in nats."""
-        with self._autocast():
-            scores_N = window_log_probs(self._lm, texts, windows, self.args.device)
-        return -scores_N.sum()
 
     def _autocast(self) -> torch.autocast:
         # accelerate wraps model.forward only, and we call trunk and head apart.
@@ -229,16 +206,10 @@ class ClassTrainer(Trainer):  # type: ignore[misc]
         return torch.autocast(self.args.device.type, dtype=dtype, enabled=self._precision != "fp32")
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        """Measure the held-out negative log-likelihood, nats per token."""
-        self._lm.model.eval()
+        """Measure the held-out negative log-likelihood, nats per unit."""
+        self._objective.model.eval()
         with self._autocast():
-            scores = score_texts(
-                self._lm,
-                self._held_out,
-                window=self._window,
-                tokens_per_batch=self._tokens_per_pass,
-            )
-        nll = float(-scores.log_likelihoods.sum() / sum(map(len, self._held_out)))
+            nll = self._objective.held_out_nll(self._tokens_per_pass)
         metrics = {"eval_nll": nll}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(

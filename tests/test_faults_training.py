@@ -13,9 +13,10 @@ from test_training import make_task
 
 from gencls_core.checkpoints import Checkpoints
 from gencls_core.errors import TrainingError
+from gencls_core.objectives.causal import CausalObjective
 from gencls_core.ownership import OwnershipError, own
 from gencls_core.training import train_class
-from gencls_core.training_loop import ClassTrainer
+from gencls_core.training_loop import ObjectiveTrainer
 from gencls_core.training_task import TrainingTask
 
 pytestmark = pytest.mark.fault
@@ -42,21 +43,21 @@ def steps_of(folder: Path) -> list[int]:
 def resumed_from(task: TrainingTask) -> tuple[str, int]:
     """Train to the end; give the weights' SHA-256 and the first step that was done again."""
     steps: list[int] = []
-    original = ClassTrainer.training_step
+    original = ObjectiveTrainer.training_step
 
     def counted(self, *args, **options):
         steps.append(self.state.global_step + 1)
         return original(self, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClassTrainer, "training_step", counted)
+        patch.setattr(ObjectiveTrainer, "training_step", counted)
         digest = train_class(task).files["model.safetensors"]
     return digest, min(steps)
 
 
 @pytest.mark.parametrize("step", [2, 5, 8])
 def test_killed_at_a_step(task, undisturbed, step):
-    original = ClassTrainer.training_step
+    original = ObjectiveTrainer.training_step
 
     def train_and_die() -> None:
         def stepping(self, *args, **options):
@@ -64,7 +65,7 @@ def test_killed_at_a_step(task, undisturbed, step):
                 die()
             return original(self, *args, **options)
 
-        ClassTrainer.training_step = stepping
+        ObjectiveTrainer.training_step = stepping
         train_class(task)
 
     killed(train_and_die)
@@ -81,7 +82,7 @@ def test_killed_while_a_checkpoint_is_saved(task, undisturbed, written):
 
     def train_and_die() -> None:
         save = torch.save
-        whole = ClassTrainer._save
+        whole = ObjectiveTrainer._save
 
         def model_saved(self, output_dir=None, **options):
             whole(self, output_dir, **options)
@@ -102,7 +103,7 @@ def test_killed_while_a_checkpoint_is_saved(task, undisturbed, written):
         from transformers.trainer_callback import TrainerState
 
         state_saved = TrainerState.save_to_json
-        torch.save, ClassTrainer._save = saved, model_saved
+        torch.save, ObjectiveTrainer._save = saved, model_saved
         TrainerState.save_to_json = state_cut
         train_class(task)
 
@@ -126,13 +127,17 @@ def test_killed_before_the_commit(task, undisturbed):
 
 @pytest.mark.parametrize("step", [1, 6])
 def test_a_loss_that_is_nan_stops_at_its_step(task, step, monkeypatch):
-    original = ClassTrainer._negative_log_likelihood
+    loss_of, stepping, steps = CausalObjective.loss, ObjectiveTrainer.training_step, []
 
-    def poisoned(self, texts, windows):
-        loss = original(self, texts, windows)
-        return loss * float("nan") if self.state.global_step + 1 == step else loss
+    def counted(self, *args, **options):
+        steps.append(self.state.global_step + 1)
+        return stepping(self, *args, **options)
 
-    monkeypatch.setattr(ClassTrainer, "_negative_log_likelihood", poisoned)
+    def poisoned(self, part):
+        return loss_of(self, part) * (float("nan") if steps[-1] == step else 1.0)
+
+    monkeypatch.setattr(ObjectiveTrainer, "training_step", counted)
+    monkeypatch.setattr(CausalObjective, "loss", poisoned)
     with pytest.raises(TrainingError, match=f"'Sci/Tech', step {step}") as error:
         train_class(task)
     assert "nan" in str(error.value)
@@ -142,7 +147,7 @@ def test_a_loss_that_is_nan_stops_at_its_step(task, step, monkeypatch):
 
 def test_an_attempt_that_was_given_up_saves_and_commits_nothing(task, tmp_path, monkeypatch):
     """Its node was unreachable, and the class was given to another worker."""
-    original = ClassTrainer.training_step
+    original = ObjectiveTrainer.training_step
     with own(tmp_path / "run", "test") as lease:
         fence = lease.fence("train-1")
 
@@ -151,7 +156,7 @@ def test_an_attempt_that_was_given_up_saves_and_commits_nothing(task, tmp_path, 
                 lease.retire(fence)
             return original(self, *args, **options)
 
-        monkeypatch.setattr(ClassTrainer, "training_step", stepping)
+        monkeypatch.setattr(ObjectiveTrainer, "training_step", stepping)
         with pytest.raises(OwnershipError, match="late attempt"):
             train_class(replace(task, fence=fence))
     assert not task.destination.exists()

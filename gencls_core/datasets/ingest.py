@@ -26,6 +26,7 @@ _PLAN_OPTIONS = {
     "validation_fraction",
     "test_fraction",
     "split_seed",
+    "sample_seed",
     "max_samples",
     "max_test_samples",
     "drop_leaks",

@@ -232,7 +232,8 @@ def _sampled_train(
     warnings: list[str],
 ) -> tuple[Mask, Mask]:
     """Sample train (and the source's own validation) and cut validation where there is none."""
-    codes, seed = rows.codes, config.split_seed
+    codes = rows.codes
+    seed = config.split_seed if config.sample_seed is None else config.sample_seed
 
     def sampled(mask: Mask, purpose: int) -> Mask:
         if config.max_samples is None:

@@ -164,6 +164,7 @@ def rows_by_class(
     shared: dict[str, Any] = {
         "example_id": ids,
         "label": labels,
+        "standard_error": [None] * count,
         "quantity": [quantity] * count,
         "num_tokens": words,
         "truncated": [False] * count,

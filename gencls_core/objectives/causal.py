@@ -1,0 +1,109 @@
+"""One class's texts under a causal language model: the loss is the exact likelihood.
+
+Texts are read as scoring will read them, windows included (`gencls_core.tokenization`), and the
+loss is the kernel's (`gencls_core.likelihood`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gencls_core.errors import TrainingError
+from gencls_core.likelihood import window_log_probs
+from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
+from gencls_core.scoring import score_texts
+from gencls_core.tokenization import (
+    SequencePolicy,
+    TokenizedText,
+    Window,
+    batches_by_token_budget,
+    windows_of,
+)
+from gencls_core.training_task import TrainingTask
+
+__all__ = ["CausalObjective"]
+
+_Pass = tuple[list[TokenizedText], list[Window]]
+
+
+class CausalObjective:
+    """A causal language model and the tokenised texts of one class."""
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        policy: SequencePolicy,
+        texts: list[TokenizedText],
+        held_out: list[TokenizedText],
+    ) -> None:
+        self._lm = lm
+        self._policy = policy
+        self._texts = texts
+        self._held_out = held_out
+
+    @classmethod
+    def of(cls, task: TrainingTask) -> CausalObjective:
+        """Load the base and tokenise the texts; see `load_objective`."""
+        lm = load_causal_lm(task.base)
+        if task.lora_rank is not None:
+            lm = attach_lora(lm, task.lora_rank, task.lora_alpha)
+        policy = SequencePolicy.resolve(
+            task.sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
+        )
+        texts = _tokenize(lm, task.texts, policy)
+        if not texts:
+            raise TrainingError.of("no tokens to train on", place=task.title)
+        return cls(lm, policy, texts, _tokenize(lm, task.validation_texts, policy))
+
+    @property
+    def model(self) -> nn.Module:
+        """The language model."""
+        return self._lm.model
+
+    @property
+    def lengths(self) -> list[int]:
+        """Scored tokens of each text."""
+        return [len(text) for text in self._texts]
+
+    @property
+    def held_out(self) -> int:
+        """Number of held-out texts."""
+        return len(self._held_out)
+
+    def units(self, numbers: Sequence[int]) -> int:
+        """Count scored tokens."""
+        return sum(len(self._texts[number]) for number in numbers)
+
+    def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
+        """Cut texts into windows, and windows into passes."""
+        texts = [self._texts[number] for number in numbers]
+        for windows in batches_by_token_budget(windows_of(texts, self._policy.window), tokens):
+            yield texts, windows
+
+    def loss(self, part: _Pass) -> Tensor:
+        """Sum −log P over the scored positions of one padded pass, in nats."""
+        device = next(self.model.parameters()).device
+        return -window_log_probs(self._lm, *part, device).sum()
+
+    def held_out_nll(self, tokens: int) -> float:
+        """Give nats per token, by the scoring code."""
+        scores = score_texts(
+            self._lm, self._held_out, window=self._policy.window, tokens_per_batch=tokens
+        )
+        return float(-scores.log_likelihoods.sum() / sum(map(len, self._held_out)))
+
+    def save(self, folder: Path) -> str:
+        """Write weights (or adapter) and tokenizer."""
+        model: torch.nn.Module = self.model
+        model.save_pretrained(folder)  # type: ignore[operator]
+        self._lm.tokenizer.save_pretrained(folder)
+        return tokenizer_digest(self._lm.tokenizer)
+
+
+def _tokenize(lm: CausalLM, texts: list[str], policy: SequencePolicy) -> list[TokenizedText]:
+    encoded = [TokenizedText.of(ids, policy) for ids in lm.encode(texts)] if texts else []
+    return [text for text in encoded if len(text)]
