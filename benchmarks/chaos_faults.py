@@ -17,9 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.work import SYSTEM
 from gencls_core.class_models import COMMIT_NAME, ClassModel
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import ScoreStore, ShardRecord
 
 __all__ = [
@@ -240,7 +239,7 @@ def harm_files(fault: Fault, run: RunDirectory) -> tuple[str, Counter[Commit]] |
             file = Path(str(store.record_path(record.key)))
         _spoil(file, fault)
         # The baseline is no part of the event log.
-        lost = [(split, record.class_name, record.index)] if record.system == SYSTEM else []
+        lost = [(split, record.class_name, record.index)] if record.system == CLASS_LM else []
         return str(file.relative_to(str(run.path))), Counter(lost)
     if not models:
         return None
@@ -255,7 +254,7 @@ def harm_files(fault: Fault, run: RunDirectory) -> tuple[str, Counter[Commit]] |
         *(
             (split, record.class_name, record.index)
             for _, split, record in shards
-            if record.class_name == model.class_name and record.system == SYSTEM
+            if record.class_name == model.class_name and record.system == CLASS_LM
         ),
     ]
     return str(file.relative_to(str(run.path))), Counter(lost)

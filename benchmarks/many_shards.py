@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.synthetic import CLASSES, SYSTEM, StubModels, class_models, run_config
+from benchmarks.synthetic import CLASSES, SYSTEM, StubModels, class_models, run_config, stub_job
 from cluster.work import shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
@@ -97,14 +97,7 @@ def run_step(folder: Path, step: str, shards: int) -> dict[str, Any]:
         case "shard_work" | "nothing_yet" | "retire":
             if step == "nothing_yet":
                 run = RunDirectory(folder / "empty")
-            plan = shard_work(
-                config=config,
-                precision="fp32",
-                models=models,
-                dataset=dataset,
-                split="test",
-                run=run,
-            )
+            plan = shard_work(stub_job(models, config), dataset, "test", run)
             found = len(plan.committed) + sum(len(work.keys) for work in plan.work)
             if (step == "nothing_yet") != bool(plan.work):
                 raise RuntimeError(f"{step} plans {len(plan.work):,} ranges to score")
@@ -145,12 +138,5 @@ def _parts(folder: Path, shards: int) -> tuple[RunDirectory, Dataset, RunConfig]
 
 
 def _digests(config: RunConfig, dataset: Dataset, model: ClassModel) -> list[str]:
-    return scoring_digests(
-        model=model,
-        dataset=dataset,
-        split="test",
-        ranges=shard_ranges(dataset.split("test").rows, EXAMPLES_PER_SHARD),
-        sequence=config.sequence,
-        scoring=config.scoring,
-        precision="fp32",
-    )
+    ranges = shard_ranges(dataset.split("test").rows, EXAMPLES_PER_SHARD)
+    return scoring_digests(stub_job((model,), config), model.class_name, dataset, "test", ranges)

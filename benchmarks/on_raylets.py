@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.synthetic import CLASSES, SYSTEM, StubModels, class_models, run_config
+from benchmarks.synthetic import CLASSES, SYSTEM, StubModels, class_models, run_config, stub_job
 from cluster.capacity import GB, cluster_budget
 from cluster.memory import ModelSize, Workload
 from cluster.resources import Plan, make_plan
-from cluster.work import ScoringJob, shard_work
+from cluster.work import shard_work
 from gencls_core.config import ComputeConfig
 from gencls_core.datasets.dataset import SplitName
 from gencls_core.events import ShardCommitted
 from gencls_core.measure import peak_memory_bytes
-from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import own
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import iter_likelihoods
+from gencls_core.scoring_job import ScoringJob
 
 __all__ = ["RAYLETS", "check_rows", "score_on_raylets"]
 
@@ -69,29 +69,14 @@ def score_on_raylets(folder: Path) -> dict[str, Any]:
         config, dataset = run_config(run), run.dataset()
         models = class_models(run)
         plan = _plan(config.scoring.tokens_per_batch)
-        job = ScoringJob(
-            models=models,
-            base=ResolvedModel("stub", folder, "0" * 64, 0, {}),
-            sequence=config.sequence,
-            scoring=config.scoring,
-            precision="fp32",
-            device="cpu",
-            load=NotedLoad(loads),
-        )
+        job = stub_job(models, config, NotedLoad(loads))
         room = ray.cluster_resources()["object_store_memory"]
         before, cpu, began = peak_memory_bytes(), time.process_time(), time.perf_counter()
         events: Counter[str] = Counter()
         rows, stored, peak_actor = 0, 0.0, 0
         with own(run.path, "benchmark") as lease, Crew(job, plan, ACTOR_BYTES) as crew:
             for split in SPLITS:
-                shards = shard_work(
-                    config=config,
-                    precision="fp32",
-                    models=models,
-                    dataset=dataset,
-                    split=split,
-                    run=run,
-                )
+                shards = shard_work(job, dataset, split, run)
                 for event in score_shards(crew, shards.work, lease):
                     events[type(event).__name__] += 1
                     if isinstance(event, ShardCommitted):
@@ -174,7 +159,7 @@ def _plan(tokens_per_batch: int) -> Plan:
     compute = ComputeConfig(device="cpu", actors=RAYLETS)
     size = ModelSize(parameters=10**6, layers=2, width=32, vocabulary=400, context=64)
     work = Workload(
-        classes=len(CLASSES),
+        models=len(CLASSES),
         trainings=0,
         shards=RAYLETS,
         batch_size=8,

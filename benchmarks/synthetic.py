@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,12 @@ from gencls_core.config import DataConfig, RunConfig, ScoringConfig, SequenceCon
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.datasets.ingest import ingest
 from gencls_core.digests import scoring_digests, shard_ranges
+from gencls_core.model_source import ResolvedModel
 from gencls_core.run import RunDirectory, environment
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardKey
+from gencls_core.scoring_job import ScoringJob
 from gencls_core.storage import write_json
+from gencls_core.systems.class_lm import ClassLm
 
 __all__ = [
     "CLASSES",
@@ -32,6 +36,7 @@ __all__ = [
     "commit_scores",
     "make_dataset",
     "run_config",
+    "stub_job",
     "write_manifest",
     "write_source",
 ]
@@ -191,6 +196,23 @@ def class_models(run: RunDirectory) -> tuple[ClassModel, ...]:
     return tuple(models)
 
 
+def stub_job(
+    models: tuple[ClassModel, ...], config: RunConfig, load: Callable[..., Any] | None = None
+) -> ScoringJob:
+    """Give a job for stub models."""
+    return ScoringJob(
+        system=ClassLm(),
+        classes=CLASSES,
+        models=models,
+        base=ResolvedModel("stub", Path("stub"), "0" * 64, 0, {}),
+        sequence=config.sequence,
+        scoring=config.scoring,
+        precision="fp32",
+        device="cpu",
+        load=load,
+    )
+
+
 def commit_scores(
     run: RunDirectory, config: RunConfig, dataset: Dataset, models: tuple[ClassModel, ...]
 ) -> int:
@@ -199,18 +221,8 @@ def commit_scores(
     for split in ("validation", "test"):
         store: ScoreStore = run.scores_of(split)
         ranges = shard_ranges(dataset.split(split).rows, config.scoring.shard_size)
-        digests = {
-            model.class_name: scoring_digests(
-                model=model,
-                dataset=dataset,
-                split=split,
-                ranges=ranges,
-                sequence=config.sequence,
-                scoring=config.scoring,
-                precision="fp32",
-            )
-            for model in models
-        }
+        job = stub_job(models, config)
+        digests = {name: scoring_digests(job, name, dataset, split, ranges) for name in CLASSES}
         for index, (start, stop) in enumerate(ranges):
             examples = dataset.read(split, start, stop)
             encoded = stub.encode(examples)

@@ -13,7 +13,7 @@ import ray
 from cluster.channel import Channel
 from cluster.resources import Plan
 from cluster.scoring_actor import ScoringActor
-from cluster.work import ScoringJob
+from gencls_core.scoring_job import ScoringJob
 
 __all__ = ["Crew", "Member"]
 
@@ -52,7 +52,7 @@ class Crew:
             memory_limit: resident bytes after which an actor is ended.
         """
         self.plan = plan
-        self.groups = [frozenset(m.class_name for m in group) for group in plan.groups(job.models)]
+        self.groups = [frozenset().union(*units) for units in plan.groups(job.units)]
         self.job = ray.put(job)
         self.channel = Channel()
         self.idle: list[Member] = []

@@ -10,13 +10,12 @@ from typing import Any
 
 from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import Preparation, workload_of
+from cluster.preparation import CLASS_LM_SYSTEM, Preparation, workload_of
 from cluster.resources import ModelSize, device_of, make_plan
 from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import Scorer
 from cluster.stages import baseline_stage, report_stage
 from cluster.turn import in_turn, is_missing
-from cluster.work import SYSTEM
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig
 from gencls_core.config_parsing import parse_run_config
@@ -28,7 +27,7 @@ from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.ownership import Lease
 from gencls_core.precision import resolve_precision
 from gencls_core.remote_path import Location, uri_of
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import digest_of
 
 __all__ = ["classify_texts", "evaluate_models"]
@@ -149,7 +148,7 @@ class _Evaluation:
         if "validation" not in own.splits:
             return False
         missing = is_missing(preparation, self.models, source, own, "validation")
-        if missing and not self.own and source.validation_scores.records(SYSTEM):
+        if missing and not self.own and source.validation_scores.records(CLASS_LM):
             # Scored otherwise than the run's own: they lie with the evaluation.
             return is_missing(preparation, self.models, run, own, "validation")
         return missing
@@ -204,7 +203,7 @@ class _Evaluation:
             return
         source = self.source
         shards = scorer.compare(source, texts, "validation")
-        if shards.work and source.validation_scores.records(SYSTEM):
+        if shards.work and source.validation_scores.records(CLASS_LM):
             yield from scorer.score(run, lease, texts, "validation")
             return
         if shards.work:
@@ -244,7 +243,7 @@ def _settings(
 def _scored_otherwise(source: RunDirectory, config: RunConfig) -> bool:
     """Say whether the settings would change the score rows that the run has."""
     before = RunConfig.model_validate(source.manifest()["config"])
-    return bool(source.scores.records(SYSTEM)) and _scored_as(config) != _scored_as(before)
+    return bool(source.scores.records(CLASS_LM)) and _scored_as(config) != _scored_as(before)
 
 
 def _other_texts(
@@ -327,11 +326,14 @@ def _prepare_with_models(
     size = ModelSize.of(base.config, base.parameters)
     device = device_of(budget, config.compute)
     precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
-    work = workload_of(config, texts.dataset, precision, trainings=0, scores=True)
+    work = workload_of(
+        config, texts.dataset, precision, models=len(models), trainings=0, scores=True
+    )
     return Preparation(
         config=config,
         run=texts.run,
         dataset=texts.dataset,
+        system=CLASS_LM_SYSTEM,
         base=base,
         size=size,
         budget=budget,

@@ -9,40 +9,60 @@ from typing import Any
 from cluster.preparation import Preparation
 from gencls_core.class_models import ClassModel
 from gencls_core.errors import StoreError
-from gencls_core.run import RunDirectory, environment
+from gencls_core.run import CLASS_LM, RunDirectory, environment
 
-__all__ = ["committed_models", "manifest_of", "previous_manifest"]
+__all__ = ["committed_models", "manifest_of", "previous_manifest", "trained_models"]
 
 
 def committed_models(
-    run: RunDirectory, classes: Sequence[str], digests: dict[str, str] | None = None
+    run: RunDirectory,
+    classes: Sequence[str],
+    digests: dict[str, str] | None = None,
+    system: str = CLASS_LM,
 ) -> tuple[ClassModel, ...]:
-    """Give a run's class models, in class order.
+    """Give a run's models of a system, in class order.
 
     Args:
         run: the run that trained them.
-        classes: in the order of their numbers.
+        classes: in the order of their numbers; one empty name for a model of all classes.
         digests: the digest that each class's model must have; None takes what is committed.
+        system: whose models.
 
     Raises:
         StoreError: when a class has none.
     """
     models, missing = [], []
     for number, name in enumerate(classes):
-        model = ClassModel.find(run.model_path(name))
+        model = ClassModel.find(run.model_path(name, system))
         if model is None or (digests is not None and model.digest != digests[name]):
-            missing.append(f"{name} (--class-id {number})")
+            missing.append(f"{name} (--class-id {number})" if name else system)
         else:
             models.append(model)
     if missing:
         raise StoreError.of(
-            "classes without a class model",
-            place=run.models_path,
+            "classes without a class model" if system == CLASS_LM else f"no model of {system}",
+            place=run.models_of(system),
             found="none for " + ", ".join(missing),
             expected=f"a committed model for each of the {len(classes)} classes",
-            remedy="train them with `gencls train`",
+            remedy="train them with `gencls train`"
+            if system == CLASS_LM
+            else "run the same command again",
         )
     return tuple(models)
+
+
+def trained_models(preparation: Preparation) -> tuple[ClassModel, ...]:
+    """Give the models that a run's system needs for scoring, trained as its settings say.
+
+    Raises:
+        StoreError: when one is missing.
+    """
+    system, classes = preparation.system, preparation.dataset.classes
+    if system.objective is None:
+        return ()
+    names = classes if system.model_per_class else ("",)
+    digests = {name: preparation.digest_of(name) for name in names}
+    return committed_models(preparation.run, names, digests, system.name)
 
 
 def previous_manifest(run: RunDirectory) -> dict[str, Any]:

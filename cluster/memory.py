@@ -64,10 +64,10 @@ class ModelSize:
 class Workload:
     """What is to be done, as far as memory and the number of places depend on it."""
 
-    classes: int
-    """Class models that a text is scored under."""
+    models: int
+    """Models that a text is scored under."""
     trainings: int
-    """Class models still to be trained; 0 where trained models are only applied."""
+    """Models still to be trained; 0 where trained models are only applied."""
     shards: int
     """Ranges of texts to be scored; 0 where nothing is scored."""
     batch_size: int

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cluster.connection import Workplace
 from cluster.job_context import refuse_temporary
-from cluster.manifest import committed_models, manifest_of, previous_manifest
+from cluster.manifest import manifest_of, previous_manifest, trained_models
 from cluster.preparation import Preparation, check_base, prepare_run
 from cluster.resources import Budget
 from cluster.run_folder import incoming_folder, owned
@@ -28,14 +28,13 @@ from cluster.stages import (
     train_stage,
 )
 from cluster.turn import has_work, in_turn
-from cluster.work import SYSTEM
 from gencls_core.config import RunConfig
 from gencls_core.datasets import ingest, open_source
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Lease, OwnershipError
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 
 __all__ = ["prepare", "run_all", "train_models"]
 
@@ -197,11 +196,7 @@ def _stages(
     if not score:
         return
     config = preparation.config
-    models = committed_models(
-        preparation.run,
-        preparation.dataset.classes,
-        {name: preparation.digest_of_class(name) for name in preparation.dataset.classes},
-    )
+    models = trained_models(preparation)
     run, dataset = preparation.run, preparation.dataset
     with ExitStack() as actors:
         scorer = Scorer(actors, preparation, place, models)
@@ -209,7 +204,7 @@ def _stages(
             if split in dataset.splits:
                 yield from scorer.score(run, lease, dataset, split)
             else:
-                run.scores_of(split).retire(SYSTEM, ())
+                run.scores_of(split).retire(CLASS_LM, ())
     lease.check()
     if config.baseline:
         yield from baseline_stage(preparation)

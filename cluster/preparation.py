@@ -18,19 +18,23 @@ from cluster.resources import (
     make_plan,
 )
 from gencls_core.class_models import ClassModel
-from gencls_core.config import RunConfig
+from gencls_core.config import ModelConfig, RunConfig
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.digests import scratch_digest, shard_ranges, training_digest
-from gencls_core.errors import UsageError
+from gencls_core.errors import ModelError, UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision, resolve_precision
 from gencls_core.remote_path import Location
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.scoring_job import ModelSystem, ScoringJob
 from gencls_core.scratch import scratch_preset
+from gencls_core.systems.class_lm import ClassLm
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["Preparation", "check_base", "prepare_run", "workload_of"]
+
+CLASS_LM_SYSTEM = ClassLm()
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Preparation:
     config: RunConfig
     run: RunDirectory
     dataset: Dataset
+    system: ModelSystem
     base: ResolvedModel
     """For a model made from scratch: what it will be; its folder may not exist yet."""
     size: ModelSize
@@ -55,31 +60,37 @@ class Preparation:
         """Say whether the base is made from scratch and has not been made yet."""
         return is_scratch(self.base.name) and not self.base.files
 
-    def digest_of_class(self, class_name: str) -> str:
-        """Name the class model that this run wants."""
-        return _class_digest(self.config, self.dataset, self.base, self.precision, class_name)
+    def digest_of(self, class_name: str) -> str:
+        """Name the model of a class, or of all classes, that this run wants."""
+        return _digest(
+            self.config, self.dataset, self.system, self.base, self.precision, class_name
+        )
 
-    def wanted_classes(self) -> list[tuple[int, str]]:
-        """Give number and name of every class to train."""
-        return _classes_to_train(self.config, self.dataset)
+    def wanted_models(self) -> list[tuple[int, str]]:
+        """Give number and name of every model to train; one of all classes has no name."""
+        return _models_to_train(self.config, self.dataset, self.system)
 
     def committed(self, class_name: str) -> ClassModel | None:
-        """Give the committed class model with the wanted digest, if there is one."""
+        """Give the committed model with the wanted digest, if there is one."""
         if class_name in self.torn:
             return None
-        return _committed(self.run, class_name, self.digest_of_class(class_name))
+        path = self.run.model_path(class_name, self.system.name)
+        return _committed(path, self.digest_of(class_name))
 
     def training_tasks(self) -> list[TrainingTask]:
         """Give the trainings that are still to be done; each task reads its texts itself."""
+        objective = self.system.objective
+        if objective is None:
+            return []
         return [
             TrainingTask(
                 class_name=name,
                 class_id=number,
-                digest=self.digest_of_class(name),
+                digest=self.digest_of(name),
                 base=self.base,
                 texts=[],
                 validation_texts=[],
-                destination=self.run.model_path(name),
+                destination=self.run.model_path(name, self.system.name),
                 sequence=self.config.sequence,
                 training=self.config.training,
                 lora_rank=self.config.model.lora_rank,
@@ -88,23 +99,48 @@ class Preparation:
                 device=self.plan.device,
                 threads=self.plan.cpus_per_training,
                 tokens_per_pass=self.plan.tokens_per_pass,
+                system=self.system.name,
+                objective=objective,
+                classes=self.dataset.classes,
             )
-            for number, name in self.wanted_classes()
+            for number, name in self.wanted_models()
             if self.committed(name) is None
         ]
 
+    def scoring_job(self, models: tuple[ClassModel, ...]) -> ScoringJob:
+        """Give what actors need to score texts under the trained models."""
+        return ScoringJob(
+            system=self.system,
+            classes=self.dataset.classes,
+            models=models,
+            base=self.base,
+            sequence=self.config.sequence,
+            scoring=self.config.scoring,
+            precision=self.precision,
+            device=self.plan.device,
+            systems=self.config.systems,
+            seed=self.config.training.seed,
+        )
 
-def check_base(config: RunConfig) -> None:
+
+def check_base(config: RunConfig, system: ModelSystem = CLASS_LM_SYSTEM) -> None:
     """Refuse a base model that cannot be had, before anything else is done.
 
     Raises:
         ModelError: when the preset, folder or hub id is not to be had.
     """
-    name = config.model.model
+    name = _base_name(config, system)
     if is_scratch(name):
-        scratch_preset(name)
+        preset = scratch_preset(name)
+        if preset.kind != system.base:
+            raise ModelError.of(
+                f"{system.name} needs a {system.base} language model",
+                place=name,
+                found=f"a preset of a {preset.kind} one",
+                remedy=f"--{'model' if system.base == 'causal' else 'masked-model'} with another",
+            )
     else:
-        resolve_model(config.model)
+        resolve_model(_base_config(config, system))
 
 
 def prepare_run(
@@ -112,6 +148,7 @@ def prepare_run(
     dataset: Dataset,
     run: RunDirectory,
     *,
+    system: ModelSystem = CLASS_LM_SYSTEM,
     budget: Budget | None = None,
     scores: bool = True,
 ) -> Preparation:
@@ -121,6 +158,7 @@ def prepare_run(
         config: what is asked for.
         dataset: the prepared texts.
         run: where the results go.
+        system: what is trained and scores.
         budget: the nodes to plan for; None measures this machine.
         scores: whether texts are scored, too; where not, scoring actors need not fit.
 
@@ -130,14 +168,17 @@ def prepare_run(
         ResourceError: when something cannot fit.
     """
     resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
-    wanted = _classes_to_train(config, dataset)
-    base, size = _resolve_base(config, dataset, run.base_path)
+    wanted = _models_to_train(config, dataset, system)
+    base, size = _resolve_base(config, dataset, system, run.base_path)
     if budget is None:
         budget = local_budget(config.compute)
     device = device_of(budget, config.compute)
     precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
     found = {
-        name: _committed(run, name, _class_digest(config, dataset, base, precision, name))
+        name: _committed(
+            run.model_path(name, system.name),
+            _digest(config, dataset, system, base, precision, name),
+        )
         for _, name in wanted
     }
     torn = {name for name, model in found.items() if model and _is_torn(config, model)}
@@ -145,11 +186,13 @@ def prepare_run(
     # the rest would be rounded otherwise than in a run that nothing disturbed.
     done = all(found.values()) and not torn
     trainings = 0 if done else len(wanted)
-    work = workload_of(config, dataset, precision, trainings=trainings, scores=scores)
+    held = len(dataset.classes) if system.model_per_class else 1
+    work = workload_of(config, dataset, precision, models=held, trainings=trainings, scores=scores)
     return Preparation(
         config=config,
         run=run,
         dataset=dataset,
+        system=system,
         base=base,
         size=size,
         budget=budget,
@@ -157,14 +200,24 @@ def prepare_run(
         precision=precision,
         notes=(
             *(n for n in (note, *dataset.warnings) if n),
-            *(f"class model {n!r} is not as it was committed; training it again" for n in torn),
+            *(
+                f"{'class model' if system.name == CLASS_LM else system.name} {n!r} is not as it "
+                "was committed; training it again"
+                for n in torn
+            ),
         ),
         torn=frozenset(torn),
     )
 
 
 def workload_of(
-    config: RunConfig, dataset: Dataset, precision: Precision, *, trainings: int, scores: bool
+    config: RunConfig,
+    dataset: Dataset,
+    precision: Precision,
+    *,
+    models: int,
+    trainings: int,
+    scores: bool,
 ) -> Workload:
     """Give what the plan depends on of the work that `config` asks for on `dataset`."""
     shards = sum(
@@ -173,7 +226,7 @@ def workload_of(
         if name != "train"
     )
     return Workload(
-        classes=len(dataset.classes),
+        models=models,
         trainings=trainings,
         shards=shards if scores else 0,
         batch_size=config.training.batch_size,
@@ -187,12 +240,18 @@ def workload_of(
     )
 
 
-def _classes_to_train(config: RunConfig, dataset: Dataset) -> list[tuple[int, str]]:
-    """Give number and name of every class to train.
+def _models_to_train(
+    config: RunConfig, dataset: Dataset, system: ModelSystem
+) -> list[tuple[int, str]]:
+    """Give number and name of every model to train; one of all classes has no name.
 
     Raises:
         UsageError: when `--class-id` names no class.
     """
+    if system.objective is None:
+        return []
+    if not system.model_per_class:
+        return [(0, "")]
     numbered = list(enumerate(dataset.classes))
     wanted = config.class_id
     if wanted is None:
@@ -206,8 +265,13 @@ def _classes_to_train(config: RunConfig, dataset: Dataset) -> list[tuple[int, st
     return [numbered[wanted]]
 
 
-def _class_digest(
-    config: RunConfig, dataset: Dataset, base: ResolvedModel, precision: Precision, name: str
+def _digest(
+    config: RunConfig,
+    dataset: Dataset,
+    system: ModelSystem,
+    base: ResolvedModel,
+    precision: Precision,
+    name: str,
 ) -> str:
     return training_digest(
         class_name=name,
@@ -217,11 +281,12 @@ def _class_digest(
         sequence=config.sequence,
         training=config.training,
         precision=precision,
+        objective=system.objective or "causal",
     )
 
 
-def _committed(run: RunDirectory, class_name: str, digest: str) -> ClassModel | None:
-    model = ClassModel.find(run.model_path(class_name))
+def _committed(path: Location, digest: str) -> ClassModel | None:
+    model = ClassModel.find(path)
     return model if model and model.digest == digest else None
 
 
@@ -230,15 +295,26 @@ def _is_torn(config: RunConfig, model: ClassModel) -> bool:
     return config.compute.check_scores and isinstance(model.path, Path) and bool(model.torn_files())
 
 
+def _base_name(config: RunConfig, system: ModelSystem) -> str:
+    return config.model.model if system.base == "causal" else config.systems.masked_model
+
+
+def _base_config(config: RunConfig, system: ModelSystem) -> ModelConfig:
+    if system.base == "causal":
+        return config.model
+    return config.model.model_copy(update={"model": config.systems.masked_model, "revision": None})
+
+
 def _resolve_base(
-    config: RunConfig, dataset: Dataset, scratch_path: Location
+    config: RunConfig, dataset: Dataset, system: ModelSystem, scratch_path: Location
 ) -> tuple[ResolvedModel, ModelSize]:
-    name = config.model.model
+    model = _base_config(config, system)
+    name = model.model
     if not is_scratch(name):
-        base = resolve_model(config.model)
+        base = resolve_model(model)
         return base, ModelSize.of(base.config, base.parameters)
     preset = scratch_preset(name)
-    digest = scratch_digest(config.model, config.training, dataset)
+    digest = scratch_digest(model, config.training, dataset)
     embeddings = (preset.vocabulary + preset.context) * preset.width
     parameters = embeddings + 12 * preset.layers * preset.width**2
     size = ModelSize(

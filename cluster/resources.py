@@ -82,8 +82,8 @@ class Plan:
     bytes_per_actor: int
     memory_per_training: int
     memory_per_actor: int
-    classes_per_actor: int
-    """Class models that one actor holds: all, or one group where all do not fit."""
+    models_per_actor: int
+    """Models that one actor holds: all, or one group where all do not fit."""
     gpu_memory_fraction_per_training: float | None
     gpu_memory_fraction_per_actor: float | None
     avoid_nodes_for_training: tuple[str, ...]
@@ -109,7 +109,7 @@ class Plan:
 
     def groups(self, models: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Cut class models into the groups that actors hold, in order."""
-        size = self.classes_per_actor or len(models) or 1
+        size = self.models_per_actor or len(models) or 1
         return [tuple(models[i : i + size]) for i in range(0, len(models), size)]
 
 
@@ -169,7 +169,7 @@ def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeC
         bytes_per_actor=scoring_size,
         memory_per_training=training.demand.memory_bytes,
         memory_per_actor=scoring.demand.memory_bytes,
-        classes_per_actor=classes_each,
+        models_per_actor=classes_each,
         gpu_memory_fraction_per_training=_memory_fraction(nodes, training.demand),
         gpu_memory_fraction_per_actor=_memory_fraction(nodes, scoring.demand),
         avoid_nodes_for_training=_too_small(nodes, training.demand),
@@ -223,13 +223,13 @@ def _plan_scoring(
     )
     # One actor keeps a GPU busy; more share it only where that was asked for.
     parts = 1 if compute.actors is None else max(node.cpus for node in nodes)
-    for groups in range(1, work.classes + 1):
-        each = math.ceil(work.classes / groups)
+    for groups in range(1, work.models + 1):
+        each = math.ceil(work.models / groups)
         needed = process_bytes(device) + scoring_bytes(size, work, each)
         demands = _demands(nodes, device, needed, kind, parts=parts)
         if any(room(nodes, demand) for demand in demands):
             break
-    groups = math.ceil(work.classes / each)
+    groups = math.ceil(work.models / each)
     split = CPUS_PER_ACTOR if device == "cpu" else None
     placement = _place(
         nodes, device, demands, needed, kind, wanted=work.shards * groups, split=split

@@ -51,11 +51,12 @@ def _collect(run: RunDirectory) -> None:
     Temporary files, of a report as of a shard; and the checkpoints of a class model that was
     committed before its worker could remove them.
     """
-    for training in children(run.models_path):
+    places = [run.models_path, *(run.models_of(s.name) for s in children(run.path / "systems"))]
+    for training in [child for place in places for child in children(place)]:
         parts = re.fullmatch(r"\.training-(.+)-([0-9a-f]{16})", training.name)
         if parts is None:
             continue
-        model = ClassModel.find(run.models_path / parts[1])
+        model = ClassModel.find(training.parent / parts[1])
         if model is not None and model.digest.startswith(parts[2]):
             remove_tree(training)
     if not isinstance(run.path, Path):

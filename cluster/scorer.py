@@ -1,4 +1,4 @@
-"""The scoring stage: splits, one after the other, under the same class models."""
+"""The scoring stage: splits, one after the other, under the same models."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import functools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster.connection import Workplace
 from cluster.placement import memory_share
 from cluster.preparation import Preparation
-from cluster.work import SYSTEM, ScoringJob, ShardPlan, shard_work
+from cluster.work import ShardPlan, shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.datasets import Dataset
 from gencls_core.datasets.dataset import SplitName
 from gencls_core.errors import counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.scoring_job import ScoringJob
 
 if TYPE_CHECKING:
     from cluster.crew import Crew
@@ -37,16 +38,15 @@ class Scorer:
     place: Workplace
     models: tuple[ClassModel, ...]
 
+    @property
+    def job(self) -> ScoringJob:
+        """What actors are told."""
+        return self.preparation.scoring_job(self.models)
+
     def compare(self, run: RunDirectory, dataset: Dataset, split: SplitName) -> ShardPlan:
         """Compare the shards of a split that are wanted with those that `run` has."""
-        return shard_work(
-            config=self.preparation.config,
-            precision=self.preparation.precision,
-            models=self.models,
-            dataset=dataset,
-            split=split,
-            run=run,
-        )
+        check = self.preparation.config.compute.check_scores
+        return shard_work(self.job, dataset, split, run, check=check)
 
     def score(
         self,
@@ -66,6 +66,7 @@ class Scorer:
             shards: what `compare` gave, where it has been asked already.
         """
         began = time.perf_counter()
+        job = self.job
         shards = shards or self.compare(run, dataset, split)
         work, committed = shards.work, len(shards.committed)
         for key in shards.torn:
@@ -73,10 +74,10 @@ class Scorer:
                 f"{split} shard {key.index} of class {key.class_name!r} is not as it was "
                 "committed; scoring it again"
             )
-        if run.scores_of(split).retire(SYSTEM, shards.committed) or work:
+        if run.scores_of(split).retire(job.system.name, shards.committed) or work:
             run.drop_report()
         texts = dataset.split(split).rows
-        rows = texts * len(self.models)
+        rows = texts * len(job.classes)
         stage = f"score {split}"
         if not work:
             kept = f"{counted(committed, 'shard')} of {split} texts committed"
@@ -84,7 +85,7 @@ class Scorer:
             return
         again = f" ({counted(committed, 'shard')} committed already)" if committed else ""
         todo = counted(sum(len(shard.keys) for shard in work), "shard")
-        under = f"{texts:,} {split} texts under {len(self.models)} class models"
+        under = f"{texts:,} {split} texts under {_models(job)}"
         missing = sum((shard.stop - shard.start) * len(shard.keys) for shard in work)
         yield StageStarted(stage, f"scoring {under}: {todo}{again}", rows, rows - missing)
         crew = self._crew
@@ -99,18 +100,16 @@ class Scorer:
         self.place.need()
         from cluster.crew import Crew
 
-        base = preparation.base
-        if any(model.kind != "full" for model in self.models):
-            # Class models with weights of their own need no base.
-            base = self.place.reachable(base, preparation.run)
-        job = ScoringJob(
-            models=self.models,
-            base=base,
-            sequence=preparation.config.sequence,
-            scoring=preparation.config.scoring,
-            precision=preparation.precision,
-            device=plan.device,
-        )
+        job = self.job
+        if any(model.kind != "full" for model in self.models) or not self.models:
+            # Models with weights of their own need no base.
+            job = replace(job, base=self.place.reachable(job.base, preparation.run))
         nodes = preparation.budget.nodes
         limit = memory_share(nodes, plan.actors, plan.cpus_per_actor, plan.memory_per_actor)
         return self.stack.enter_context(Crew(job, plan, limit))
+
+
+def _models(job: ScoringJob) -> str:
+    if job.system.name == CLASS_LM:
+        return f"{len(job.classes)} class models"
+    return f"{len(job.classes)} classes by {job.system.name}"

@@ -9,29 +9,17 @@ from ray.util.queue import Queue
 
 from cluster.channel import send
 from cluster.guard import bound_memory
-from cluster.work import Models, ScoringJob, ShardWork
+from cluster.work import ShardWork
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import ResourceError
 from gencls_core.events import ScoringProgress
 from gencls_core.ownership import Fence
 from gencls_core.scores import ScoreStore, ShardRecord
+from gencls_core.scoring_job import Models, ScoringJob
 
-__all__ = ["ScoringActor", "load_class_models"]
+__all__ = ["ScoringActor"]
 
 PROGRESS_SECONDS = 0.5
-
-
-def load_class_models(job: ScoringJob, classes: frozenset[str]) -> Models:
-    """Load the committed models of some classes onto the job's device."""
-    from gencls_core.precision import scoring_dtype
-    from gencls_core.scoring import ClassModelSet
-
-    return ClassModelSet(
-        [model for model in job.models if model.class_name in classes],
-        job.base,
-        dtype=scoring_dtype(job.precision),
-        device=job.device,
-    )
 
 
 class ScoringActor:
@@ -63,7 +51,7 @@ class ScoringActor:
         torch.set_num_threads(self._threads)
         if job.device == "cuda" and self._gpu_memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(self._gpu_memory_fraction)
-        return load_class_models(job, self._classes)
+        return job.system.load(job, self._classes)
 
     def score(self, job: ScoringJob, work: ShardWork, fence: Fence) -> list[ShardRecord]:
         """Score one shard's examples under each class, committing class by class.

@@ -9,14 +9,13 @@ from dataclasses import replace
 from cluster.connection import Workplace
 from cluster.placement import memory_share
 from cluster.preparation import Preparation
-from cluster.work import SYSTEM
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.errors import counted
 from gencls_core.events import ClassReused, Event, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import children, remove_tree
 
 __all__ = [
@@ -71,32 +70,35 @@ def _build_scratch(name: str, dataset: Location, seed: int, destination: Locatio
 
 
 def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:
-    """Train the class models that are not committed."""
+    """Train the models that are not committed."""
     began = time.perf_counter()
     tasks = preparation.training_tasks()
-    wanted = preparation.wanted_classes()
+    wanted = preparation.wanted_models()
+    system, run = preparation.system, preparation.run
+    what = "class model" if system.name == CLASS_LM else f"{system.name} model"
     todo = {task.class_name for task in tasks}
     reused = [name for _, name in wanted if name not in todo]
     for name in reused:
-        yield ClassReused(name, preparation.digest_of_class(name))
+        yield ClassReused(name, preparation.digest_of(name))
     if not tasks:
         yield StageStarted(
             "train",
-            f"nothing to train: {counted(len(wanted), 'class model')} committed",
+            f"nothing to train: {counted(len(wanted), what)} committed",
             len(wanted),
             len(reused),
         )
         return
     plan = preparation.plan
+    run.drop_report()
     for task in tasks:
         # Scores of the model that is about to be replaced, and what was made of them, must not
         # outlive it.
-        preparation.run.drop_report()
-        for store in (preparation.run.scores, preparation.run.validation_scores):
-            store.drop(SYSTEM, task.class_name)
+        for store in (run.scores, run.validation_scores):
+            for name in (task.class_name,) if task.class_name else task.classes:
+                store.drop(system.name, name)
     yield StageStarted(
         "train",
-        f"training {counted(len(tasks), 'class model')} of {len(wanted)}, "
+        f"training {counted(len(tasks), what)} of {len(wanted)}, "
         f"{min(plan.concurrent_trainings, len(tasks))} at once",
         len(wanted),
         len(reused),
@@ -104,7 +106,7 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
     place.need()
     from cluster.training import train_classes
 
-    base = place.reachable(preparation.base, preparation.run)
+    base = place.reachable(preparation.base, run)
     yield from train_classes(
         [replace(task, base=base) for task in tasks],
         preparation.dataset.path,
@@ -117,11 +119,11 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
             plan.memory_per_training,
         ),
     )
-    for leftover in children(preparation.run.models_path):
+    for leftover in children(run.models_of(system.name)):
         if leftover.name.startswith("."):
             remove_tree(leftover)
     yield StageFinished(
-        "train", f"{counted(len(tasks), 'class model')} trained", time.perf_counter() - began
+        "train", f"{counted(len(tasks), what)} trained", time.perf_counter() - began
     )
 
 

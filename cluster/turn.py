@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from cluster.job_context import job_context
-from cluster.manifest import committed_models
+from cluster.manifest import trained_models
 from cluster.preparation import Preparation
 from cluster.queue import wait_for_turn
 from cluster.work import shard_work
@@ -74,11 +74,9 @@ def has_work(preparation: Preparation, *, score: bool) -> bool:
         return True
     if not score:
         return False
-    classes = preparation.dataset.classes
-    if any(preparation.committed(name) is None for name in classes):
+    if any(preparation.committed(name) is None for name in preparation.dataset.classes):
         return True
-    digests = {name: preparation.digest_of_class(name) for name in classes}
-    models = committed_models(preparation.run, classes, digests)
+    models = trained_models(preparation)
     splits: tuple[SplitName, ...] = ("validation", "test")
     return any(
         is_missing(preparation, models, preparation.run, preparation.dataset, split)
@@ -95,17 +93,7 @@ def is_missing(
     split: SplitName,
 ) -> bool:
     """Say whether some shard of a split is not committed in `run`, or not as it was committed."""
-    config = preparation.config
+    job = preparation.scoring_job(models)
     # The records come first: where one is missing, no shard need be read.
-    for check in (False, True) if config.compute.check_scores else (False,):
-        compute = config.compute.model_copy(update={"check_scores": check})
-        if shard_work(
-            config=config.model_copy(update={"compute": compute}),
-            precision=preparation.precision,
-            models=models,
-            dataset=dataset,
-            split=split,
-            run=run,
-        ).work:
-            return True
-    return False
+    checks = (False, True) if preparation.config.compute.check_scores else (False,)
+    return any(shard_work(job, dataset, split, run, check=check).work for check in checks)

@@ -8,37 +8,46 @@ and that its trunk and head, called apart, give the logits that it gives as a wh
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoModelForCausalLM
 
 from gencls_core.errors import ModelError
 from gencls_core.likelihood import Head
+from gencls_core.model_loading import load_tokenizer, load_weights, read_config, tokenizer_state
 from gencls_core.model_source import ResolvedModel
 
 __all__ = [
     "CausalLM",
+    "LanguageModel",
     "attach_lora",
     "document_separator",
     "load_adapters",
     "load_causal_lm",
-    "load_tokenizer",
     "refuse_foreign_tokenizer",
     "tokenizer_digest",
 ]
 
 
-# Progress is the caller's to show; a bar per loaded file would tear its display.
-disable_progress_bar()
+class LanguageModel(Protocol):
+    """A model with its tokenizer, as a frozen dataclass: causal or masked."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def model(self) -> nn.Module:
+        """Made by transformers, plain or inside a LoRA wrapper."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast tokenizer."""
+
+
+LM = TypeVar("LM", bound=LanguageModel)
 
 
 @dataclass(frozen=True)
@@ -94,32 +103,6 @@ class CausalLM:
         return ids
 
 
-def load_tokenizer(resolved: ResolvedModel) -> Any:
-    """Load a model folder's tokenizer.
-
-    Raises:
-        ModelError: when the folder has none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved.local(), use_fast=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError.of(
-            "the model has no tokenizer that can be loaded",
-            place=resolved.path,
-            found=_first_line(error),
-            expected="tokenizer.json (or vocab.json and merges.txt) beside config.json",
-            remedy="save it there with `tokenizer.save_pretrained(folder)`",
-        ) from None
-    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) == 0:
-        raise ModelError.of(
-            "the model has no fast tokenizer",
-            place=resolved.path,
-            expected="tokenizer.json beside config.json",
-            remedy="save it there with `tokenizer.save_pretrained(folder)`",
-        )
-    return tokenizer
-
-
 def document_separator(tokenizer: Any) -> tuple[int, int]:
     """Give the ids (BOS, EOS) that stood before and after a document in pretraining.
 
@@ -148,11 +131,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """Name a tokenizer by what it does to a text: its whole state and its document separator."""
     from gencls_core.storage import digest_of
 
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Padding and truncation are the caller's, and loading may set them.
-    state.pop("padding", None)
-    state.pop("truncation", None)
-    return digest_of({"tokenizer": state, "separator": document_separator(tokenizer)})
+    return digest_of(
+        {"tokenizer": tokenizer_state(tokenizer), "separator": document_separator(tokenizer)}
+    )
 
 
 def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) -> CausalLM:
@@ -164,19 +145,9 @@ def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) 
     """
     config = _load_config(resolved)
     tokenizer = load_tokenizer(resolved)
-    try:
-        with _quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                resolved.local(), config=config, dtype=dtype, use_safetensors=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError.of(
-            "the model's weights cannot be loaded",
-            place=resolved.path,
-            found=_first_line(error),
-            expected="a causal language model with weights in model.safetensors",
-        ) from None
-    model.eval()
+    model, _ = load_weights(
+        AutoModelForCausalLM, resolved, config, dtype, expected="a causal language model"
+    )
     return wrap(model, tokenizer, place=resolved.name)
 
 
@@ -205,14 +176,19 @@ def wrap(model: nn.Module, tokenizer: Any, *, place: str) -> CausalLM:
     return wrapped
 
 
-def attach_lora(lm: CausalLM, rank: int, alpha: float | None) -> CausalLM:
-    """Freeze the weights and add trainable LoRA adapters to every linear layer but the head."""
+def attach_lora(
+    lm: LM, rank: int, alpha: float | None, *, task_type: str | None = "CAUSAL_LM"
+) -> LM:
+    """Freeze the weights and add trainable LoRA adapters to every linear layer but the last.
+
+    `task_type` is PEFT's; it has none for masked models.
+    """
     from dataclasses import replace
 
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=rank,
         lora_alpha=alpha if alpha is not None else 2 * rank,
         target_modules="all-linear",
@@ -221,7 +197,7 @@ def attach_lora(lm: CausalLM, rank: int, alpha: float | None) -> CausalLM:
     return replace(lm, model=get_peft_model(lm.model, config))
 
 
-def load_adapters(lm: CausalLM, folders: dict[str, Path]) -> CausalLM:
+def load_adapters(lm: LM, folders: dict[str, Path]) -> LM:
     """Load several LoRA adapters onto one base; `model.set_adapter(name)` chooses one."""
     from dataclasses import replace
 
@@ -238,15 +214,7 @@ def load_adapters(lm: CausalLM, folders: dict[str, Path]) -> CausalLM:
 
 
 def _load_config(resolved: ResolvedModel) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(resolved.local())
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError.of(
-            "the model's configuration cannot be read",
-            place=resolved.path,
-            found=_first_line(error),
-            expected="config.json of a model that transformers knows",
-        ) from None
+    config = read_config(resolved)
     architectures = list(getattr(config, "architectures", None) or [])
     masked = any(
         "MaskedLM" in name or (name.endswith("ForPreTraining") and "GPT" not in name)
@@ -321,22 +289,6 @@ def _probe(lm: CausalLM, place: str) -> None:
 
 def _uses_conv1d(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Any:
-    """Keep transformers' loading table out of the user's terminal; errors still raise."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def refuse_foreign_tokenizer(tokenizer: Any, rows: int, place: Any) -> None:

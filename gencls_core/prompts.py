@@ -1,24 +1,28 @@
 """What a model that was not trained reads before a text, so that the text's likelihood has a class.
 
-A prompt names a class; only the text's own tokens are scored after it. Several prompts are a
+A prompt names a class; only the text's own tokens t1 … tT are scored after it. Several prompts are a
 mixture with equal weights, whose likelihood is the mean of theirs:
 
     log P(x | c) = log 1/P Σ_p exp log P(x | prompt_p(c))
 
-Shapes: P prompts, N texts.
+Shapes: P prompts, T scored tokens of one text.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from gencls_core.config import SystemsConfig
+from gencls_core.datasets.reading import closest
+from gencls_core.errors import UsageError
 from gencls_core.score_matrix import FloatArray
 
-__all__ = ["mixture", "prompts_for"]
+__all__ = ["check_prompts", "mixture", "prompts_for"]
 
 
 def prompts_for(systems: SystemsConfig, class_name: str) -> tuple[str, ...]:
@@ -27,7 +31,56 @@ def prompts_for(systems: SystemsConfig, class_name: str) -> tuple[str, ...]:
     return tuple(prompt.replace("{class}", words) for prompt in systems.prompts)
 
 
-def mixture(log_likelihoods_PN: FloatArray) -> FloatArray:
-    """Give the log-likelihoods of an equal mixture of the prompts: [N], nats."""
-    mixed_N: FloatArray = logsumexp(log_likelihoods_PN, axis=0) - math.log(len(log_likelihoods_PN))
-    return np.asarray(mixed_N, dtype=np.float64)
+def check_prompts(systems: SystemsConfig, classes: Sequence[str]) -> None:
+    """Check that every class has prompts of its own.
+
+    Raises:
+        UsageError: when words are given for a class that there is not, when a class's words are
+            blank, or when two classes have the same words, under which they would always tie.
+    """
+    for name in systems.class_words:
+        if name not in classes:
+            raise UsageError.of(
+                "words for a class that the data does not have",
+                place="--class-words",
+                found=repr(name),
+                expected=f"one of the classes: {', '.join(classes)}",
+                remedy=closest(name, classes),
+            )
+    of_prompts: dict[tuple[str, ...], str] = {}
+    for name in classes:
+        if not systems.class_words.get(name, name).strip():
+            raise UsageError.of(
+                "a class without words for its prompts",
+                place="--class-words",
+                found=f"nothing but white space for class {name!r}",
+                expected="what a prompt's `{class}` becomes",
+                remedy=f'--class-words {name}="what its texts are about"',
+            )
+        other = of_prompts.setdefault(prompts_for(systems, name), name)
+        if other != name:
+            raise UsageError.of(
+                "two classes have the same prompts, so they would always tie",
+                place="--class-words",
+                found=f"{systems.class_words.get(name, name)!r} for {other!r} and {name!r}",
+                remedy="other words for one of them",
+            )
+
+
+def mixture(token_scores_PT: NDArray[np.floating]) -> FloatArray:
+    """Give the log-probability of each token of a text under the mixture of its prompts: [T], nats.
+
+        log P(t_i | t_<i) = log Σ_p P(t_1 … t_i | p) − log Σ_p P(t_1 … t_<i | p)
+
+    Prompts gain weight with what they foretold so far; the sum over the text is the logarithm of
+    their mean likelihood.
+
+    Args:
+        token_scores_PT: log-probabilities of the same tokens after each prompt, in nats.
+    """
+    if len(token_scores_PT) == 1:
+        # Sums and their differences would not give the same bits.
+        return np.asarray(token_scores_PT[0], dtype=np.float64)
+    up_to_PT = np.cumsum(token_scores_PT, axis=1, dtype=np.float64)
+    mixed_T = logsumexp(up_to_PT, axis=0) - math.log(len(up_to_PT))
+    return np.diff(mixed_T, prepend=0.0)

@@ -35,7 +35,7 @@ from gencls_core.storage import (
     write_json,
 )
 
-__all__ = ["RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
+__all__ = ["ALL_CLASSES", "CLASS_LM", "RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
 
 RUN_FORMAT = 1
 CLASS_LM = "class-lm"

@@ -39,8 +39,8 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
 
     from cluster.connection import Workplace
     from cluster.pipeline import prepare
-    from cluster.work import SYSTEM
     from gencls_core.digests import shard_ranges
+    from gencls_core.run import CLASS_LM
 
     with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder, ExitStack() as stack:
         budget = Workplace(stack, config.compute).budget
@@ -72,7 +72,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         if split in preparation.dataset.splits:
             info = preparation.dataset.splits[split]
             shards = len(shard_ranges(info.rows, config.scoring.shard_size)) * len(classes)
-            records = preparation.run.scores_of(split).records(SYSTEM)
+            records = preparation.run.scores_of(split).records(CLASS_LM)
             # The scores of a model that is to be replaced go with it.
             done = sum(record.class_name not in todo for record in records)
             table.add_row(f"{split} scores", f"{shards} shards; {done} committed")
@@ -119,7 +119,7 @@ def _scoring(plan: Plan, classes: Sequence[str]) -> str:
     groups = plan.groups(classes)
     holding = f"all {len(classes)} class models"
     if len(groups) > 1:
-        holding = f"{plan.classes_per_actor} class models ({len(groups)} groups)"
+        holding = f"{plan.models_per_actor} class models ({len(groups)} groups)"
     each = "each with " if plan.actors > 1 else "with "
     return f"{counted(plan.actors, 'actor')}, {each}{holding}: " + _share(
         plan.bytes_per_actor,

@@ -12,20 +12,27 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.synthetic import CLASSES, StubModels, class_models, make_dataset, write_source
+from benchmarks.synthetic import (
+    CLASSES,
+    StubModels,
+    class_models,
+    make_dataset,
+    stub_job,
+    write_source,
+)
 from cluster.capacity import Budget
 from cluster.crew import Crew
 from cluster.memory import ModelSize, Workload
 from cluster.resources import GB, Plan, make_plan
 from cluster.scoring import score_shards
-from cluster.work import SYSTEM, ScoringJob, ShardWork
-from gencls_core.config import ComputeConfig, ScoringConfig, SequenceConfig
+from cluster.work import ShardWork
+from gencls_core.config import ComputeConfig, RunConfig, ScoringConfig, SequenceConfig
 from gencls_core.digests import shard_ranges
 from gencls_core.events import Event
-from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import own
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, read_scores
+from gencls_core.scoring_job import ScoringJob
 
 
 def killed(action: Callable[[], None]) -> None:
@@ -65,25 +72,25 @@ def shards_of(run: RunDirectory, shard_size: int) -> list[ShardWork]:
             store=run.scores.path,
             start=start,
             stop=stop,
-            keys=tuple(ShardKey(SYSTEM, name, index, len(ranges)) for name in CLASSES),
+            keys=tuple(ShardKey(CLASS_LM, name, index, len(ranges)) for name in CLASSES),
             digests=tuple(f"digest-{name}-{start}" for name in CLASSES),
         )
         for index, (start, stop) in enumerate(ranges)
     ]
 
 
-def small_plan(actors: int = 2, classes_per_actor: int | None = None) -> Plan:
+def small_plan(actors: int = 2, models_per_actor: int | None = None) -> Plan:
     """Plan two actors of one CPU on this machine."""
     size = ModelSize(parameters=10**6, layers=2, width=32, vocabulary=400, context=64)
     work = Workload(
-        classes=len(CLASSES), trainings=0, shards=99, batch_size=8, longest_text_bytes=100,
+        models=len(CLASSES), trainings=0, shards=99, batch_size=8, longest_text_bytes=100,
         window=None, max_length=None, tokens_per_batch=64, precision="fp32", lora_rank=None,
         gradient_checkpointing=False,
     )  # fmt: skip
     plan = make_plan(
         Budget.of(cpus=2, memory_bytes=6 * GB), size, work, ComputeConfig(actors=actors)
     )
-    values = {**plan.__dict__, "classes_per_actor": classes_per_actor or len(CLASSES)}
+    values = {**plan.__dict__, "models_per_actor": models_per_actor or len(CLASSES)}
     return Plan(**values)
 
 
@@ -150,15 +157,8 @@ def slowly(behaviour: Misbehaving, table: pa.Table, class_name: str) -> None:
 
 def make_job(folder: Path, load: Any) -> ScoringJob:
     """Give a job whose class models are stubs."""
-    return ScoringJob(
-        models=class_models(RunDirectory(folder / "models-of")),
-        base=ResolvedModel("stub", folder, "0" * 64, 0, {}),
-        sequence=SequenceConfig(),
-        scoring=ScoringConfig(),
-        precision="fp32",
-        device="cpu",
-        load=load,
-    )
+    models = class_models(RunDirectory(folder / "models-of"))
+    return stub_job(models, RunConfig(), load)
 
 
 def score(

@@ -169,16 +169,16 @@ def test_a_late_attempt_is_refused(run):
 
 
 @pytest.mark.parametrize(
-    ("shard_size", "actors", "classes_per_actor"), [(64, 1, 4), (5, 2, 4), (16, 2, 1), (1, 2, 3)]
+    ("shard_size", "actors", "models_per_actor"), [(64, 1, 4), (5, 2, 4), (16, 2, 1), (1, 2, 3)]
 )
 def test_shards_actors_and_groups_change_no_value(
-    run, memory, shard_size, actors, classes_per_actor
+    run, memory, shard_size, actors, models_per_actor
 ):
-    plan = small_plan(actors, classes_per_actor)
+    plan = small_plan(actors, models_per_actor)
     score(run, Misbehaving(memory, well), shard_size=shard_size, plan=plan)
     assert_whole(run, rows=ROWS)
     loads = [line.split()[1].split(",") for line in Misbehaving(memory, well).loads()]
-    assert max(map(len, loads)) <= classes_per_actor
+    assert max(map(len, loads)) <= models_per_actor
 
 
 def test_an_actor_killed_from_outside(run, memory):

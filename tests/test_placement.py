@@ -31,7 +31,7 @@ pytestmark = pytest.mark.ray
 
 SIZE = ModelSize(parameters=124_439_808, layers=12, width=768, vocabulary=50257, context=1024)
 WORK = Workload(
-    classes=12,
+    models=12,
     trainings=12,
     shards=64,
     batch_size=8,
@@ -191,7 +191,7 @@ def test_actors_of_groups_are_placed_together(budget, nodes):
     """No node holds all models: every group has its actor, each with a GPU of its own."""
     import ray
 
-    work = replace(WORK, classes=30, trainings=0, precision="fp32", shards=8)
+    work = replace(WORK, models=30, trainings=0, precision="fp32", shards=8)
     plan = plan_of(budget, work, gpus_per_actor=1)
     groups = plan.groups([str(n) for n in range(30)])
     assert len(groups) == 1, "15 GB of class models fit onto the largest node"

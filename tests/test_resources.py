@@ -27,7 +27,7 @@ GPT2_MEDIUM = ModelSize(
 )
 WORKSTATION = Budget.of(cpus=8, gpus=1, memory_bytes=32 * GB, gpu_memory_bytes=16 * GB)
 WORK = Workload(
-    classes=2,
+    models=2,
     trainings=2,
     shards=32,
     batch_size=8,
@@ -77,13 +77,13 @@ def test_lora_and_checkpointing_need_less():
     full = plan().bytes_per_training
     assert plan(work=replace(WORK, lora_rank=8)).bytes_per_training < full
     assert plan(work=replace(WORK, gradient_checkpointing=True)).bytes_per_training < full
-    many = plan(work=replace(WORK, classes=60, lora_rank=8))
-    assert (many.actors, many.classes_per_actor) == (1, 60)
+    many = plan(work=replace(WORK, models=60, lora_rank=8))
+    assert (many.actors, many.models_per_actor) == (1, 60)
 
 
 def test_cpu_plan_shares_the_cpus():
     budget = Budget.of(cpus=2, memory_bytes=19 * GB)
-    work = replace(WORK, precision="fp32", classes=4, trainings=4, longest_text_bytes=1200)
+    work = replace(WORK, precision="fp32", models=4, trainings=4, longest_text_bytes=1200)
     found = plan(budget, work=work)
     assert found.device == "cpu"
     assert found.concurrent_trainings * found.cpus_per_training == 2
@@ -95,11 +95,11 @@ def test_cpu_plan_shares_the_cpus():
 
 def test_several_gpus():
     budget = workstation(gpus=4, cpus=32)
-    found = plan(budget, work=replace(WORK, trainings=10, classes=10))
+    found = plan(budget, work=replace(WORK, trainings=10, models=10))
     assert found.concurrent_trainings == 8
     assert found.gpus_per_training == 0.5
     assert (found.actors, found.gpus_per_actor) == (4, 1.0)
-    few = plan(budget, work=replace(WORK, trainings=3, classes=3))
+    few = plan(budget, work=replace(WORK, trainings=3, models=3))
     assert (few.concurrent_trainings, few.gpus_per_training) == (3, 1.0)
 
 
@@ -129,7 +129,7 @@ def test_training_alone_needs_no_room_to_score():
 
 def test_one_class_to_train_gets_all_the_cpus():
     budget = Budget.of(cpus=8, memory_bytes=60 * GB)
-    four = replace(WORK, precision="fp32", classes=4, trainings=4)
+    four = replace(WORK, precision="fp32", models=4, trainings=4)
     assert plan(budget, work=four).cpus_per_training == 2
     assert plan(budget, work=replace(four, trainings=1)).cpus_per_training == 8
 
@@ -221,20 +221,20 @@ def test_gpus_that_ray_cannot_count_are_usage_errors(flag, value):
 
 
 def test_groups_of_classes_where_all_do_not_fit_into_one_actor():
-    work = replace(WORK, classes=10, trainings=0)
+    work = replace(WORK, models=10, trainings=0)
     all_in_one = plan(work=work)
-    assert all_in_one.classes_per_actor == 10
+    assert all_in_one.models_per_actor == 10
     room_for_six = 600_000_000 + scoring_bytes(GPT2, work, 6)
     tight = workstation(gpu_memory_bytes=int(room_for_six / 0.92) + 1)
     grouped = plan(tight, work=work)
     # Two groups would do: five models, not six and four.
-    assert grouped.classes_per_actor == 5
+    assert grouped.models_per_actor == 5
     assert grouped.bytes_per_actor <= 0.92 * tight.gpu_memory_bytes
     assert grouped.groups("abcdefghij") == [tuple("abcde"), tuple("fghij")]
     assert grouped.groups("abc") == [tuple("abc")]
-    assert plan(tight, work=replace(work, lora_rank=8)).classes_per_actor == 10
+    assert plan(tight, work=replace(work, lora_rank=8)).models_per_actor == 10
     # A share of a GPU holds fewer classes, and is not refused for it.
-    assert plan(work=work, gpus_per_actor=0.2).classes_per_actor < 10
+    assert plan(work=work, gpus_per_actor=0.2).models_per_actor < 10
 
 
 # Several nodes.
@@ -250,7 +250,7 @@ def cluster(*nodes: tuple[int, int, float, float]) -> Budget:
     )
 
 
-CPU_WORK = replace(WORK, precision="fp32", classes=12, trainings=12, longest_text_bytes=600)
+CPU_WORK = replace(WORK, precision="fp32", models=12, trainings=12, longest_text_bytes=600)
 
 
 def test_memory_of_one_node_is_not_another_nodes():

@@ -19,6 +19,7 @@ from benchmarks.synthetic import (
     commit_scores,
     make_dataset,
     run_config,
+    stub_job,
     write_manifest,
     write_source,
 )
@@ -91,15 +92,8 @@ def test_bytes_of_committed_shards_are_checked_unless_told_not_to(run: RunDirect
     config = run_config(run, shard_size=128)
 
     def torn(check: bool) -> tuple[ShardKey, ...]:
-        compute = config.compute.model_copy(update={"check_scores": check})
-        plan = shard_work(
-            config=config.model_copy(update={"compute": compute}),
-            precision="fp32",
-            models=class_models(run),
-            dataset=run.dataset(),
-            split="test",
-            run=run,
-        )
+        job = stub_job(class_models(run), config)
+        plan = shard_work(job, run.dataset(), "test", run, check=check)
         assert sum(len(work.keys) for work in plan.work) == len(plan.torn)
         return plan.torn
 

@@ -20,7 +20,7 @@ from fault_fixtures import make_run
 from run_fixtures import CLASSES, make_config, write_jsonl
 from s3_fixtures import Fault, S3Server, local_run, s3
 
-from benchmarks.synthetic import StubModels, class_models
+from benchmarks.synthetic import StubModels, class_models, stub_job
 from cluster.pipeline import run_all
 from cluster.work import shard_work
 from gencls_core import ownership
@@ -159,14 +159,9 @@ def remote_run(s3: S3Server, prefix: str, folder: Path, *, rows: int = 64) -> Ru
 
 
 def plan_of(run: RunDirectory, folder: Path):
-    return shard_work(
-        config=parse_run_config({"output_dir": run.path.uri, "scoring": {"shard_size": 8}}),
-        precision="fp32",
-        models=class_models(RunDirectory(folder / "models-of")),
-        dataset=run.dataset(),
-        split="test",
-        run=run,
-    )
+    config = parse_run_config({"output_dir": run.path.uri, "scoring": {"shard_size": 8}})
+    job = stub_job(class_models(RunDirectory(folder / "models-of")), config)
+    return shard_work(job, run.dataset(), "test", run)
 
 
 def commit_all(run: RunDirectory, work, fence=None) -> None:
