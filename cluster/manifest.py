@@ -8,10 +8,18 @@ from typing import Any
 
 from cluster.preparation import Preparation
 from gencls_core.class_models import ClassModel
+from gencls_core.config import RunConfig
+from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.run import CLASS_LM, RunDirectory, environment
 
-__all__ = ["committed_models", "manifest_of", "previous_manifest", "trained_models"]
+__all__ = [
+    "cell_manifest",
+    "committed_models",
+    "manifest_of",
+    "previous_manifest",
+    "trained_models",
+]
 
 
 def committed_models(
@@ -75,24 +83,50 @@ def previous_manifest(run: RunDirectory) -> dict[str, Any]:
 
 def manifest_of(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]:
     """Give the content of `run.json` but for status and time."""
-    config = preparation.config
-    return {
+    config, dataset = preparation.config, preparation.dataset
+    return cell_manifest(config, dataset, (preparation,), [preparation.system.name], previous)
+
+
+def cell_manifest(
+    config: RunConfig,
+    dataset: Dataset,
+    preparations: Sequence[Preparation],
+    systems: Sequence[str],
+    previous: dict[str, Any],
+) -> dict[str, Any]:
+    """Give the content of `run.json` but for status and time, for any number of systems.
+
+    `model` and `precision` are those of the first one; a run of light systems alone has none.
+
+    Args:
+        config: settings of the run.
+        dataset: its texts.
+        preparations: one for each system that is made of language models.
+        systems: names of all systems that it is to have.
+        previous: what an earlier invocation said.
+    """
+    manifest = {
         "config": config.model_dump(mode="json"),
-        "classes": list(preparation.dataset.classes),
-        "dataset": {
-            "name": preparation.dataset.name,
-            "fingerprint": preparation.dataset.fingerprint,
-        },
-        "model": {
-            "name": preparation.base.name,
-            "architecture": preparation.base.config.get("model_type", "gpt2"),
-            "parameters": preparation.base.parameters,
-            "digest": preparation.base.digest,
-            "kind": "full" if config.model.lora_rank is None else "lora",
-        },
-        "precision": preparation.precision,
+        "classes": list(dataset.classes),
+        "systems": list(systems),
+        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
         "environment": environment(),
         "started": previous.get("started") or datetime.now(UTC).isoformat(),
         "seconds": previous.get("seconds"),
-        "notes": list(preparation.notes),
+        "notes": list(dataset.warnings),
     }
+    if preparations:
+        first = preparations[0]
+        notes = dict.fromkeys(note for found in preparations for note in found.notes)
+        manifest |= {
+            "model": {
+                "name": first.base.name,
+                "architecture": first.base.config.get("model_type", "gpt2"),
+                "parameters": first.base.parameters,
+                "digest": first.base.digest,
+                "kind": "full" if config.model.lora_rank is None else "lora",
+            },
+            "precision": first.precision,
+            "notes": list(notes),
+        }
+    return manifest

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from cluster.connection import Workplace
 from cluster.job_context import refuse_temporary
-from cluster.manifest import manifest_of, previous_manifest, trained_models
+from cluster.manifest import manifest_of, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
 from cluster.resources import Budget
 from cluster.run_folder import incoming_folder, owned
-from cluster.scorer import Scorer
+from cluster.scorer import score_stage
 from cluster.shared_path import require_shared
 from cluster.stages import (
+    base_stage,
     baseline_stage,
-    build_base_stage,
     report_stage,
     train_stage,
 )
@@ -32,9 +32,8 @@ from gencls_core.config import RunConfig
 from gencls_core.datasets import ingest, open_source
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
-from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Lease, OwnershipError
-from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.run import RunDirectory
 
 __all__ = ["prepare", "run_all", "train_models"]
 
@@ -186,25 +185,12 @@ def _work(
 def _stages(
     preparation: Preparation, place: Workplace, lease: Lease, *, score: bool
 ) -> Iterator[Event]:
-    if preparation.must_build_base:
-        yield from build_base_stage(preparation, place)
-        made = ResolvedModel.of_staged(preparation.base.name, preparation.base.path)
-        if made is not None:
-            made = replace(made, digest=preparation.base.digest)
-            preparation = replace(preparation, base=made)
+    preparation = yield from base_stage(preparation, place)
     yield from train_stage(preparation, place, lease)
     if not score:
         return
-    config = preparation.config
-    models = trained_models(preparation)
-    run, dataset = preparation.run, preparation.dataset
-    with ExitStack() as actors:
-        scorer = Scorer(actors, preparation, place, models)
-        for split in ("validation", "test"):
-            if split in dataset.splits:
-                yield from scorer.score(run, lease, dataset, split)
-            else:
-                run.scores_of(split).retire(CLASS_LM, ())
+    yield from score_stage(preparation, place, lease)
+    config, run = preparation.config, preparation.run
     lease.check()
     if config.baseline:
         yield from baseline_stage(preparation)

@@ -19,7 +19,7 @@ from cluster.resources import (
 )
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ModelConfig, RunConfig
-from gencls_core.datasets.dataset import Dataset
+from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.digests import scratch_digest, shard_ranges, training_digest
 from gencls_core.errors import ModelError, UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
@@ -59,6 +59,14 @@ class Preparation:
     def must_build_base(self) -> bool:
         """Say whether the base is made from scratch and has not been made yet."""
         return is_scratch(self.base.name) and not self.base.files
+
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        """The splits that are scored; held-out texts only where something was trained."""
+        wanted: tuple[SplitName, ...] = ("validation", "test")
+        if self.system.objective is None:
+            wanted = ("test",)
+        return tuple(split for split in wanted if split in self.dataset.splits)
 
     def digest_of(self, class_name: str) -> str:
         """Name the model of a class, or of all classes, that this run wants."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster.connection import Workplace
+from cluster.manifest import trained_models
 from cluster.placement import memory_share
 from cluster.preparation import Preparation
 from cluster.work import ShardPlan, shard_work
@@ -25,7 +26,7 @@ from gencls_core.scoring_job import ScoringJob
 if TYPE_CHECKING:
     from cluster.crew import Crew
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "score_stage"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,20 @@ class Scorer:
         nodes = preparation.budget.nodes
         limit = memory_share(nodes, plan.actors, plan.cpus_per_actor, plan.memory_per_actor)
         return self.stack.enter_context(Crew(job, plan, limit))
+
+
+def score_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:
+    """Score the splits of a run whose models are trained.
+
+    Held-out texts serve calibration, which a system that learns nothing from texts goes without.
+    """
+    run, dataset, system = preparation.run, preparation.dataset, preparation.system
+    with ExitStack() as actors:
+        scorer = Scorer(actors, preparation, place, trained_models(preparation))
+        for split in preparation.splits:
+            yield from scorer.score(run, lease, dataset, split)
+    if "validation" not in preparation.splits:
+        run.validation_scores.retire(system.name, ())
 
 
 def _models(job: ScoringJob) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 from cluster.connection import Workplace
@@ -13,43 +13,58 @@ from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.errors import counted
 from gencls_core.events import ClassReused, Event, StageFinished, StageStarted
+from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import children, remove_tree
 
 __all__ = [
+    "base_stage",
     "baseline_stage",
-    "build_base_stage",
     "report_stage",
     "train_stage",
 ]
 
 
-def build_base_stage(preparation: Preparation, place: Workplace) -> Iterator[Event]:
-    """Make a base model from scratch where the run wants one that does not exist yet."""
+def base_stage(preparation: Preparation, place: Workplace) -> Generator[Event, None, Preparation]:
+    """Make a base model from scratch where the run wants one that does not exist yet.
+
+    Gives the preparation with the base as it is then.
+    """
     if not preparation.must_build_base:
-        return
+        return preparation
+    base = preparation.base
+    # Another system of the same run may have made it since the preparation.
+    if ResolvedModel.of_staged(base.name, base.path) is None:
+        yield from _make_base(preparation, place)
+    made = ResolvedModel.of_staged(base.name, base.path)
+    assert made is not None, "it was published, or making it raised"
+    return replace(preparation, base=replace(made, digest=base.digest))
+
+
+def _make_base(preparation: Preparation, place: Workplace) -> Iterator[Event]:
     import ray
 
     from cluster.channel import failure_of
 
     began = time.perf_counter()
-    yield StageStarted("base", f"making {preparation.base.name}: tokenizer and start weights")
+    base = preparation.base
+    yield StageStarted("base", f"making {base.name}: tokenizer and start weights")
     place.need()
     build = ray.remote(_build_scratch).options(num_cpus=1)
     try:
         ray.get(
             build.remote(
-                preparation.base.name,
+                base.name,
                 preparation.dataset.path,
                 preparation.config.training.seed,
-                preparation.base.path,
+                base.path,
             )
         )
     except Exception as error:
         raise failure_of(error, "making the base model") from error
-    yield StageFinished("base", f"{preparation.base.name} made", time.perf_counter() - began)
+    yield StageFinished("base", f"{base.name} made", time.perf_counter() - began)
 
 
 def _build_scratch(name: str, dataset: Location, seed: int, destination: Location) -> None:
@@ -70,7 +85,9 @@ def _build_scratch(name: str, dataset: Location, seed: int, destination: Locatio
 
 
 def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:
-    """Train the models that are not committed."""
+    """Train the models that are not committed; nothing where the system has none of its own."""
+    if preparation.system.objective is None:
+        return
     began = time.perf_counter()
     tasks = preparation.training_tasks()
     wanted = preparation.wanted_models()
@@ -133,7 +150,7 @@ def baseline_stage(preparation: Preparation) -> Iterator[Event]:
     from gencls_core.systems.tfidf import TfidfSystem
 
     began = time.perf_counter()
-    system = TfidfSystem(preparation.config.data.split_seed)
+    system = TfidfSystem(preparation.config.data.seed_of_sample)
     if commit_system(system, preparation.dataset, preparation.run.scores):
         yield StageFinished(
             "baseline", "TF-IDF with logistic regression scored", time.perf_counter() - began

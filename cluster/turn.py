@@ -20,6 +20,7 @@ from cluster.queue import wait_for_turn
 from cluster.work import shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.errors import StoreError
 from gencls_core.events import Event, Note, StageStarted
 from gencls_core.ownership import await_silent_owner
 from gencls_core.remote_path import Location
@@ -74,15 +75,12 @@ def has_work(preparation: Preparation, *, score: bool) -> bool:
         return True
     if not score:
         return False
-    if any(preparation.committed(name) is None for name in preparation.dataset.classes):
-        return True
-    models = trained_models(preparation)
-    splits: tuple[SplitName, ...] = ("validation", "test")
-    return any(
-        is_missing(preparation, models, preparation.run, preparation.dataset, split)
-        for split in splits
-        if split in preparation.dataset.splits
-    )
+    try:
+        models = trained_models(preparation)
+    except StoreError:
+        return True  # `--class-id` trained some of them only
+    run, dataset = preparation.run, preparation.dataset
+    return any(is_missing(preparation, models, run, dataset, s) for s in preparation.splits)
 
 
 def is_missing(

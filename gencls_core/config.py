@@ -117,6 +117,11 @@ class DataConfig(Section):
         False, description="Drop train texts that also stand in the test split (default: warn)."
     )
 
+    @property
+    def seed_of_sample(self) -> int:
+        """Seed of the sample of train texts, and of what is kept aside of it."""
+        return self.split_seed if self.sample_seed is None else self.sample_seed
+
 
 class ModelConfig(Section):
     """The base model that every class model starts from."""

@@ -23,7 +23,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_masks", "standard_error"]
+__all__ = ["MASK_FORMAT", "draw_masks", "standard_error"]
 
 MASK_FORMAT = 1
 """Goes into every seed; to be raised with any change to what is drawn."""

@@ -58,6 +58,29 @@ class MaskedLM:
         """Special tokens around each window."""
         return len(self.prefix) + len(self.suffix)
 
+    def with_prompt(self, ids: Sequence[int]) -> MaskedLM:
+        """Give the same model with a prompt before each text, after the special tokens there.
+
+        Like those, it is read, and never masked or scored.
+        """
+        return replace(self, prefix=(*self.prefix, *ids))
+
+    def window_of(self, tokens: int | None) -> int:
+        """Give the own tokens that are read at once where a window holds `tokens` at most.
+
+        Raises:
+            ModelError: when what is read before and after a text leaves no room for it.
+        """
+        held = min(self.context, tokens or self.context)
+        if held <= self.num_special:
+            raise ModelError.of(
+                "special tokens and prompt leave no room for the text",
+                found=f"{self.num_special} tokens of them",
+                expected=f"fewer than the {held} tokens of a window",
+                remedy="a shorter prompt, or a longer --window",
+            )
+        return held - self.num_special
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Give each text's own token ids, without special tokens.
 

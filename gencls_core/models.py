@@ -25,10 +25,14 @@ __all__ = [
     "CausalLM",
     "LanguageModel",
     "attach_lora",
+    "context_of",
     "document_separator",
     "load_adapters",
+    "load_causal_config",
     "load_causal_lm",
+    "plain_model",
     "refuse_foreign_tokenizer",
+    "tokenize",
     "tokenizer_digest",
 ]
 
@@ -76,8 +80,8 @@ class CausalLM:
     def head(self) -> Head:
         """The map from hidden states [N, D] to logits [N, V]."""
         _, head = _parts(self.model)
-        cap = getattr(_causal_lm(self.model).config, "final_logit_softcapping", None)
-        scale = getattr(_causal_lm(self.model).config, "logit_scale", None)
+        cap = getattr(plain_model(self.model).config, "final_logit_softcapping", None)
+        scale = getattr(plain_model(self.model).config, "logit_scale", None)
         if cap is None and scale is None:
             plain: Head = head
             return plain
@@ -92,15 +96,20 @@ class CausalLM:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Give each text's own token ids, without BOS, EOS or any other special token."""
-        ids: list[list[int]] = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            # `<|endoftext|>` written in a text is text, not the end of it.
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        return ids
+        return tokenize(self.tokenizer, texts)
+
+
+def tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Give each text's own token ids, without BOS, EOS or any other special token."""
+    ids: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        # `<|endoftext|>` written in a text is text, not the end of it.
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
 
 
 def document_separator(tokenizer: Any) -> tuple[int, int]:
@@ -143,7 +152,7 @@ def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) 
         ModelError: when the model is not a causal LM, has no safetensors weights, has no
             tokenizer, or has a tokenizer that does not fit its vocabulary.
     """
-    config = _load_config(resolved)
+    config = load_causal_config(resolved)
     tokenizer = load_tokenizer(resolved)
     model, _ = load_weights(
         AutoModelForCausalLM, resolved, config, dtype, expected="a causal language model"
@@ -158,22 +167,25 @@ def wrap(model: nn.Module, tokenizer: Any, *, place: str) -> CausalLM:
         ModelError: when a check fails.
     """
     bos_id, eos_id = document_separator(tokenizer)
-    config: Any = _causal_lm(model).config
-    rows = _causal_lm(model).get_input_embeddings().weight.shape[0]
+    config: Any = plain_model(model).config
+    rows = plain_model(model).get_input_embeddings().weight.shape[0]
     refuse_foreign_tokenizer(tokenizer, rows, place)
-    context = getattr(config, "max_position_embeddings", None) or getattr(
-        config, "n_positions", None
-    )
     wrapped = CausalLM(
         model=model,
         tokenizer=tokenizer,
         bos_id=bos_id,
         eos_id=eos_id,
-        context=int(context or 2048),
+        context=context_of(config),
         vocabulary=rows,
     )
     _probe(wrapped, place)
     return wrapped
+
+
+def context_of(config: Any) -> int:
+    """Give the tokens that a causal model reads at once."""
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(limit or 2048)
 
 
 def attach_lora(
@@ -194,7 +206,11 @@ def attach_lora(
         target_modules="all-linear",
         fan_in_fan_out=_uses_conv1d(lm.model),
     )
-    return replace(lm, model=get_peft_model(lm.model, config))
+    model: Any = get_peft_model(lm.model, config)
+    # peft collects the layers in a set, and would write them in an order that no seed decides.
+    for found in model.peft_config.values():
+        found.target_modules = sorted(found.target_modules)
+    return replace(lm, model=model)
 
 
 def load_adapters(lm: LM, folders: dict[str, Path]) -> LM:
@@ -213,7 +229,12 @@ def load_adapters(lm: LM, folders: dict[str, Path]) -> LM:
     return replace(lm, model=model)
 
 
-def _load_config(resolved: ResolvedModel) -> Any:
+def load_causal_config(resolved: ResolvedModel) -> Any:
+    """Read a folder's configuration, and refuse a model that is not causal.
+
+    Raises:
+        ModelError: when it is not, or the configuration cannot be read.
+    """
     config = read_config(resolved)
     architectures = list(getattr(config, "architectures", None) or [])
     masked = any(
@@ -245,13 +266,13 @@ def _is_bidirectional(config: Any) -> bool:
     )
 
 
-def _causal_lm(model: Any) -> Any:
-    """Give the plain causal LM inside a LoRA wrapper."""
+def plain_model(model: Any) -> Any:
+    """Give the plain model inside a LoRA wrapper."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _parts(model: Any) -> tuple[Any, Any]:
-    inner = _causal_lm(model)
+    inner = plain_model(model)
     return getattr(inner, inner.base_model_prefix), inner.get_output_embeddings()
 
 
@@ -281,7 +302,7 @@ def _probe(lm: CausalLM, place: str) -> None:
         raise ModelError.of(
             "the model does more to its logits than trunk and head",
             place=place,
-            found=f"{type(_causal_lm(lm.model)).__name__}",
+            found=f"{type(plain_model(lm.model)).__name__}",
             expected="logits = head(last hidden state), scaled or soft-capped at most",
             remedy="choose another architecture, or open an issue that names this one",
         )

@@ -1,7 +1,7 @@
 """What a model that was not trained reads before a text, so that the text's likelihood has a class.
 
-A prompt names a class; only the text's own tokens t1 … tT are scored after it. Several prompts are a
-mixture with equal weights, whose likelihood is the mean of theirs:
+A prompt names a class; only the text's own tokens t1 … tT are scored after it. Several prompts are
+a mixture with equal weights, whose likelihood is the mean of theirs:
 
     log P(x | c) = log 1/P Σ_p exp log P(x | prompt_p(c))
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.errors import ModelError
 from gencls_core.likelihood import window_log_probs
+from gencls_core.loaded_models import LoadedClassModels
 from gencls_core.model_source import ResolvedModel
-from gencls_core.models import CausalLM, load_adapters, load_causal_lm, tokenizer_digest
+from gencls_core.models import CausalLM, load_causal_lm, tokenizer_digest
 from gencls_core.scores import SCORE_SCHEMA
 from gencls_core.tokenization import (
     SequencePolicy,
@@ -117,51 +117,19 @@ class ClassModelSet:
         Raises:
             ModelError: when the models do not share one tokenizer.
         """
-        digests = {model.tokenizer_digest for model in models}
-        if len(digests) != 1:
-            raise ModelError.of(
-                "the class models do not share one tokenizer",
-                found=", ".join(f"{m.class_name}: {m.tokenizer_digest[:12]}" for m in models),
-                expected="one tokenizer: likelihoods of different tokens cannot be compared",
-                remedy="train all classes with the same --model",
-            )
-        self.class_names = tuple(model.class_name for model in models)
-        self._adapters: dict[str, str] = {}
-        self._models: dict[str, CausalLM] = {}
-        adapters = {m.class_name: m.local() for m in models if m.kind == "lora"}
-        if adapters:
-            # Adapter names become module names, where a dot is not allowed.
-            self._adapters = {name: f"class_{i}" for i, name in enumerate(adapters)}
-            whole = load_causal_lm(base, dtype)
-            shared = load_adapters(
-                whole, {self._adapters[name]: path for name, path in adapters.items()}
-            )
-            shared.model.to(device)
-            self._models.update(dict.fromkeys(adapters, shared))
-        for model in models:
-            if model.kind != "lora":
-                resolved = ResolvedModel(
-                    model.class_name, model.path, model.digest, 0, {}, model.files
-                )
-                self._models[model.class_name] = load_causal_lm(resolved, dtype)
-                self._models[model.class_name].model.to(device)
-        self.any = self._models[self.class_names[0]]
-        found = tokenizer_digest(self.any.tokenizer)
-        if digests != {found}:
-            raise ModelError.of(
-                "a class model's tokenizer is not the one it was committed with",
-                place=models[0].path,
-                found=found[:12],
-                expected=next(iter(digests))[:12],
-                remedy="run the training command again",
-            )
+        self._loaded: LoadedClassModels[CausalLM] = LoadedClassModels(
+            models,
+            base,
+            load=lambda resolved: load_causal_lm(resolved, dtype),
+            tokenizer_of=lambda lm: tokenizer_digest(lm.tokenizer),
+            device=device,
+            setting="--model",
+        )
+        self.any = self._loaded.any
 
     def model(self, class_name: str) -> CausalLM:
         """Give one class's model, its adapter switched on."""
-        lm = self._models[class_name]
-        if class_name in self._adapters:
-            lm.model.set_adapter(self._adapters[class_name])  # type: ignore[operator]
-        return lm
+        return self._loaded.model(class_name)
 
     def policy(self, config: SequenceConfig) -> SequencePolicy:
         """Bind the sequence settings to these models."""

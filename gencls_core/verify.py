@@ -28,7 +28,7 @@ from gencls_core.datasets.writing import row_frame
 from gencls_core.errors import DataError, StoreError
 from gencls_core.ownership import _Other, own
 from gencls_core.remote_path import store_failure
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import (
     TEMPORARY_NAME,
     children,
@@ -36,6 +36,7 @@ from gencls_core.storage import (
     read_json,
     remove_tree,
 )
+from gencls_core.systems.registry import MODEL_SYSTEMS
 from gencls_core.verify_findings import Checked, Finding
 from gencls_core.verify_models import check_bases, check_models
 from gencls_core.verify_scores import check_scores
@@ -46,7 +47,8 @@ _TEMPORARY = re.compile(rf"{TEMPORARY_NAME.pattern}|\.shared-[0-9a-f]{{8}}|\.inc
 _REPORT = ("report.json", "report.md", "report.html", "predictions.parquet")
 _OWN_FILES = ("run.json", "events.jsonl")
 _FOLDERS = (
-    "dataset", "base", "models", "scores", "validation-scores", "report", "evaluations", ".owners",
+    "dataset", "base", "models", "systems", "scores", "validation-scores", "report",
+    "evaluations", ".owners",
 )  # fmt: skip
 
 
@@ -84,12 +86,15 @@ def verify(run: RunDirectory) -> Verification:
     Raises:
         StoreError: when it is not a run directory, or the object store does not answer.
     """
-    classes: tuple[str, ...] = tuple(run.manifest()["classes"])
+    manifest = run.manifest()
+    classes: tuple[str, ...] = tuple(manifest["classes"])
     files = files_below(run.path)
     dataset, found = _dataset(run)
     total = Checked(datasets=1, findings=[*_strangers(files), *_owners(run), *found])
     total.add(check_bases(run, files))
-    total.add(check_models(run, files, classes))
+    for system in _trained_systems(files, manifest.get("systems", [CLASS_LM])):
+        names = classes if MODEL_SYSTEMS[system].model_per_class else ("",)
+        total.add(check_models(run, files, names, system))
     total.add(_scores_of(run, files, classes, dataset, dataset))
     for name in sorted({name.split("/")[1] for name in files if name.startswith("evaluations/")}):
         prefix = f"evaluations/{name}/"
@@ -113,6 +118,15 @@ def verify(run: RunDirectory) -> Verification:
         datasets=total.datasets,
         findings=tuple(sorted(set(total.findings), key=lambda f: (f.place, f.kind, f.problem))),
     )
+
+
+def _trained_systems(files: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Give the systems that have models, or should: those asked for, and those that are there."""
+    there = {name.split("/")[1] for name in files if name.startswith("systems/")}
+    if any(name.startswith("models/") for name in files):
+        there.add(CLASS_LM)
+    trained = [name for name, system in MODEL_SYSTEMS.items() if system.objective is not None]
+    return [name for name in trained if name in there or name in wanted]
 
 
 def repair(run: RunDirectory) -> Verification:
@@ -156,6 +170,7 @@ def _strangers(files: Iterable[str]) -> Iterator[Finding]:
                 "report": "|".join(map(re.escape, _REPORT)),
                 "base": r"[0-9a-f]{16}/.+",
                 "models": r"[^/]+/.+",
+                "systems": rf"({'|'.join(MODEL_SYSTEMS)})/[^/]+/.+",
                 "evaluations": r"[0-9a-f]{16}/.+",
             }.get(parts[0], ".+")
             if not re.fullmatch(known, "/".join(parts[1:])):

@@ -49,5 +49,6 @@ class Checked:
 
 def folders_below(files: Iterable[str], folder: str) -> set[str]:
     """Give the folders directly below a folder, from the names of files."""
-    parts = (name.split("/") for name in files if name.startswith(f"{folder}/"))
-    return {part[1] for part in parts if len(part) > 2}
+    prefix = f"{folder}/"
+    below = (name[len(prefix) :].split("/") for name in files if name.startswith(prefix))
+    return {parts[0] for parts in below if len(parts) > 1}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gencls_core.class_models import COMMIT_NAME, ClassModel
 from gencls_core.model_source import STAGED_NAME
 from gencls_core.remote_path import Location
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import file_sha256, read_json
 from gencls_core.verify_findings import Checked, Finding, folders_below
 
@@ -38,17 +38,27 @@ def check_bases(run: RunDirectory, files: dict[str, int]) -> Checked:
     return checked
 
 
-def check_models(run: RunDirectory, files: dict[str, int], classes: Sequence[str]) -> Checked:
-    """Check every class model, file by file."""
+def check_models(
+    run: RunDirectory, files: dict[str, int], classes: Sequence[str], system: str = CLASS_LM
+) -> Checked:
+    """Check every model of a system, file by file.
+
+    Args:
+        run: the run that trained them.
+        files: what lies in it, with sizes in bytes.
+        classes: the classes that have a model each; one empty name for a model of all.
+        system: whose models.
+    """
     checked = Checked()
-    folders = {run.model_path(name).name: name for name in classes}
-    there = folders_below(files, "models")
+    below = "models" if system == CLASS_LM else f"systems/{system}"
+    folders = {run.model_path(name, system).name: name for name in classes}
+    there = folders_below(files, below)
     whole = set()
     for folder, name in folders.items():
-        place, commit = f"models/{folder}", f"models/{folder}/{COMMIT_NAME}"
+        place, commit = f"{below}/{folder}", f"{below}/{folder}/{COMMIT_NAME}"
         if commit not in files:
             cut_short = (f"{place}/",) if folder in there else ()
-            problem = f"no committed model of class {name!r}"
+            problem = f"no committed model of {_whom(name)}"
             checked.findings.append(Finding("missing", place, problem, cut_short))
             continue
         try:
@@ -61,14 +71,14 @@ def check_models(run: RunDirectory, files: dict[str, int], classes: Sequence[str
         found = _weights(run.path, place, wanted, COMMIT_NAME, files)
         broken = any(finding.kind != "foreign" for finding in found)
         if of_class != name:
-            found.append(Finding("foreign", place, f"the model of class {of_class!r}"))
+            found.append(Finding("foreign", place, f"the model of {_whom(of_class)}"))
         elif not broken and ClassModel.find(run.path / place) is None:
             found.append(Finding("torn", commit, "a record that cannot be used", (f"{place}/",)))
         elif not broken:
             whole.add(folder)
         checked.findings += found
     for folder in sorted(there - folders.keys()):
-        place, training = f"models/{folder}", re.fullmatch(r"\.training-(.+)-[0-9a-f]{16}", folder)
+        place, training = f"{below}/{folder}", re.fullmatch(r"\.training-(.+)-[0-9a-f]{16}", folder)
         if training is not None and training[1] in whole:
             problem = "checkpoints of a training that was committed"
             checked.findings.append(Finding("orphan", place, problem, (f"{place}/",)))
@@ -78,6 +88,10 @@ def check_models(run: RunDirectory, files: dict[str, int], classes: Sequence[str
         elif not folder.startswith("."):
             checked.findings.append(Finding("foreign", place, "the model of no class of the run"))
     return checked
+
+
+def _whom(class_name: str) -> str:
+    return f"class {class_name!r}" if class_name else "all classes"
 
 
 def _weights(

@@ -7,21 +7,62 @@ from typing import Any
 import click
 
 from gencls_core.remote_path import Location, as_location
-from jobs.options import LocationType, SectionedCommand, given_values, section_options
+from jobs.options import LocationType, SectionedCommand, build_config, section_options
 
 __all__ = ["compare_command"]
 
-DEFAULT_SYSTEMS = "tfidf,nbsvm,naive-bayes,majority"
+OF_RUNS = "tfidf,nbsvm,naive-bayes,majority"
+OF_DATA = "class-lm,zero-shot,discriminative,tfidf,nbsvm,naive-bayes,majority"
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """A comma-separated list of whole numbers; `all`, where it is allowed, becomes None."""
+
+    name = "numbers"
+
+    def __init__(self, lowest: int, *, every: bool) -> None:
+        self._lowest = lowest
+        self._every = every
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found: list[int | None] = []
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            if part == "all" and self._every:
+                found.append(None)
+            elif part.isdecimal() and int(part) >= self._lowest:
+                found.append(int(part))
+            else:
+                wanted = f"a whole number from {self._lowest} on"
+                self.fail(f"{part!r} is not {wanted}{', or `all`' if self._every else ''}")
+        if not found:
+            self.fail("no number")
+        if len(set(found)) < len(found):
+            self.fail(f"{value!r} names a number twice")
+        return tuple(found)
 
 
 @click.command(name="compare", cls=SectionedCommand)
-@click.argument("runs", nargs=-1, required=True, type=LocationType(), metavar="RUN...")
+@click.argument("runs", nargs=-1, type=LocationType(), metavar="[RUN]...")
 @click.option(
     "--systems",
-    default=DEFAULT_SYSTEMS,
+    help=f"What is compared.  [default: {OF_DATA}; with RUNs, what is in them and {OF_RUNS}]",
+)
+@click.option(
+    "--train-sizes",
+    type=_Numbers(1, every=True),
+    default="all",
     show_default=True,
-    help="Light systems that every run is to have; those that are missing are trained on its "
-    "train texts. Everything else in the runs is compared, too.",
+    help="Numbers of train texts per class (held-out part included), such as 8,64,all: "
+    "several give a learning curve.",
+)
+@click.option(
+    "--seeds",
+    type=_Numbers(0, every=False),
+    default="0",
+    show_default=True,
+    help="A run for each, of the sample of train texts and of the training.",
 )
 @click.option(
     "--also",
@@ -34,32 +75,79 @@ DEFAULT_SYSTEMS = "tfidf,nbsvm,naive-bayes,majority"
     type=LocationType(),
     default="runs/comparison",
     show_default=True,
-    help="Where the report of the comparison goes.",
+    help="Where the report of the comparison goes, and the runs that are made for it.",
+)
+@section_options(
+    "data",
+    "model",
+    "systems",
+    "training",
+    "sequence",
+    "scoring",
+    "posterior",
+    leave_out=("max_samples", "sample_seed", "seed"),
 )
 @section_options("compute")
 def compare_command(
     runs: tuple[Location, ...],
-    systems: str,
+    systems: str | None,
+    train_sizes: tuple[int | None, ...],
+    seeds: tuple[int, ...],
     also: tuple[Location, ...],
     output_dir: Location,
     **flags: Any,
 ) -> None:
-    """Compare all systems of some runs on the same test texts, with intervals and significance.
+    """Compare systems on the same test texts, with intervals and significance.
 
-    Runs that differ in seeds alone are repetitions of one system; in `--max-samples`, points of its
-    learning curve; in other settings, other systems, named after them.
+    Give data, and the systems are run on it: a run for each number of train texts and each seed.
+    The same command again makes what is missing. Or give RUNs that are there: those that differ in
+    seeds alone are repetitions of one system; in `--max-samples`, points of its learning curve; in
+    other settings, other systems, named after them.
 
     \b
+      gencls compare --data-dir data/agnews-classifier --model smollm2-135m \\
+                     --train-sizes 16,64,300 --seeds 0,1,2 --output-dir runs/agnews-compare
       gencls compare runs/agnews-seed0 runs/agnews-seed1 runs/agnews-seed2
-      gencls compare runs/agnews-8 runs/agnews-64 runs/agnews-300 --output-dir runs/agnews-curve
     """
-    from cluster.comparison import compare
-    from gencls_core.config_parsing import parse_run_config
+    from cluster.comparison import compare, compare_systems
+    from gencls_core.errors import UsageError
     from jobs.progress import draw
     from jobs.summary import print_comparison
 
-    compute = parse_run_config(given_values(flags)).compute
-    names = tuple(name.strip() for name in systems.split(",") if name.strip())
-    folder = as_location(str(output_dir))
-    draw(compare([run.absolute() for run in runs], names, also, folder, compute))
+    config = build_config(None, {**flags, "output_dir": output_dir})
+    has_data = config.data.data is not None or config.data.data_dir is not None
+    if bool(runs) == has_data:
+        raise UsageError.of(
+            "both runs and data" if runs else "nothing to compare",
+            expected="either RUN directories, or data to run the systems on",
+            remedy="leave --data and --data-dir out" if runs else "--data-dir FOLDER, or RUNs",
+        )
+    names = _names(systems or (OF_RUNS if runs else OF_DATA))
+    if runs:
+        _refuse_settings(click.get_current_context())
+        folder = as_location(str(output_dir))
+        draw(compare([run.absolute() for run in runs], names, also, folder, config.compute))
+    else:
+        folder = config.output_dir
+        draw(compare_systems(config, names, train_sizes, seeds, also))
     print_comparison(folder)
+
+
+def _names(systems: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, (name.strip() for name in systems.split(",")))))
+
+
+def _refuse_settings(ctx: click.Context) -> None:
+    """Refuse settings of runs that are made where the runs are there already."""
+    from gencls_core.config import ComputeConfig
+    from gencls_core.errors import UsageError
+
+    allowed = {"runs", "systems", "also", "output_dir", *ComputeConfig.model_fields}
+    for parameter in ctx.command.params:
+        given = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name not in allowed and given == click.core.ParameterSource.COMMANDLINE:
+            raise UsageError.of(
+                f"{parameter.opts[0]} is a setting of runs that are made for a comparison",
+                found="RUNs that are there",
+                remedy=f"leave {parameter.opts[0]} out, or give data instead of RUNs",
+            )

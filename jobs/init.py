@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,14 @@ def _commented(name: str, field: Any, value: str | None = None) -> list[str]:
 
 
 def _toml(value: Any) -> str:
+    """Give a default as a run file has it; `…` where there is none."""
     if value is None:
         return "…"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_toml(key)} = {_toml(part)}' for key, part in value.items())}}}"
+    if isinstance(value, bool | str):
+        # JSON escapes as TOML does.
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

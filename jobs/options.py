@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -62,15 +64,20 @@ class _SectionOption(click.Option):
 
 def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
-    kind, is_flag = _click_type(field.annotation)
     text = field.description or ""
-    default = field.default
-    if default is not None and not is_flag:
-        text += f"  [default: {default}]"
+    repeated = _REPEATED.get(name)
+    kind, is_flag = (repeated.type, False) if repeated else _click_type(field.annotation)
+    settings: dict[str, Any]
     if is_flag:
         names, settings = [f"{flag}/--no-{flag[2:]}", name], {}
+    elif repeated:
+        names = [repeated.flag, name]
+        settings = {"type": kind, "multiple": True, "callback": repeated.collect}
+        text += f" {repeated.help}"
     else:
         names, settings = [flag, *ALIASES.get(name, []), name], {"type": kind}
+    if field.default not in _NOTHING and not is_flag:
+        text += f"  [default: {_shown(field.default)}]"
     return click.option(
         *names, default=None, help=text, cls=_SectionOption, section=section, **settings
     )
@@ -115,11 +122,78 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+class _Prompt(click.ParamType):  # type: ignore[type-arg]
+    """A prompt; few shells let a new line be typed."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value.replace(r"\n", "\n")
+
+
+class _ClassWords(click.ParamType):  # type: ignore[type-arg]
+    """What stands for a class in a prompt."""
+
+    name = "class=words"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        name, separator, words = value.partition("=")
+        if not separator:
+            self.fail(f'{value!r} is not CLASS=WORDS, such as World="world news"', param, ctx)
+        return name, words
+
+
+def _by_class(ctx: Any, param: Any, pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    words: dict[str, str] = {}
+    for name, of_class in pairs:
+        if name in words:
+            raise click.BadParameter(f"a class is given twice: {name!r}", ctx, param)
+        words[name] = of_class
+    return words
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """A flag that is given once for each of a field's values."""
+
+    flag: str
+    type: click.ParamType  # type: ignore[type-arg]
+    help: str
+    collect: Callable[[Any, Any, Any], Any] | None = None
+
+
+_REPEATED = {
+    "prompts": _Repeated(
+        "--prompt", _Prompt(), r"One for each `--prompt`; `\n` in it is a new line."
+    ),
+    "class_words": _Repeated(
+        "--class-words",
+        _ClassWords(),
+        "One class for each `--class-words`, named before the first `=`.",
+        _by_class,
+    ),
+}
+
+_NOTHING: tuple[Any, ...] = (None, (), {})
+"""What an option is when it was not given."""
+
+
+def _shown(default: Any) -> str:
+    """Give a default as the help shows it."""
+    if isinstance(default, tuple):
+        return ", ".join(json.dumps(part, ensure_ascii=False) for part in default)
+    return str(default)
+
+
 def given_values(flags: dict[str, Any]) -> dict[str, Any]:
-    """Sort the flags that were given (not None) into sections, as a run file has them."""
+    """Sort the flags that were given into sections, as a run file has them."""
     values: dict[str, Any] = {}
     for section, model in SECTIONS.items():
-        found = {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
+        found = {
+            name: flags[name]
+            for name in model.model_fields
+            if name in flags and flags[name] not in _NOTHING
+        }
         if found:
             values[section] = found
     for name in ("output_dir", "class_id", "baseline"):

@@ -9,17 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from masked_fixtures import ARCHITECTURES, POSITIONS, cut, make_model, make_tokenizer
 from model_fixtures import CORPUS
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast, RobertaForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from gencls_core import likelihood, masked_models
@@ -29,65 +21,7 @@ from gencls_core.masked_likelihood import MaskedText, score_masked, score_pseudo
 from gencls_core.masked_models import MaskedLM, wrap_masked_lm
 from gencls_core.masked_training import mask_for_training, masked_loss
 
-ARCHITECTURES = ("roberta", "bert", "distilbert")
-POSITIONS = 26
 LONG = " ".join(CORPUS[:3] * 2)
-
-
-def make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with `<s> … </s>` for RoBERTa, WordPiece with `[CLS] … [SEP]` for the rest.
-
-    Their vocabularies are written down: trained ones differ from run to run where counts are equal.
-    """
-    if architecture == "roberta":
-        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-        merges = [("t", "h"), ("e", "r"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("Ġ", "a")]
-        pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
-        vocabulary = {piece: number for number, piece in enumerate([*special, *pieces])}
-        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        names = {name.strip("[]").lower(): name for name in special}
-        letters = sorted({letter for text in CORPUS for letter in text.lower() if letter.strip()})
-        words = sorted({word for text in CORPUS for word in text.lower().split() if len(word) < 6})
-        pieces = [*letters, *(f"##{letter}" for letter in letters), *words]
-        vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*special, *pieces]))}
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer()
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(special)
-    before, after = names["cls"], names["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{before} $A {after}",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (before, after)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{name}_token": token for name, token in names.items()}
-    )
-
-
-def make_model(architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes):
-    torch.manual_seed(seed)
-    common = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": POSITIONS,
-        "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": 0.2,
-    }
-    if architecture == "distilbert":
-        small = DistilBertConfig(**common, dim=32, n_layers=2, n_heads=4, hidden_dim=64, **changes)
-        return DistilBertForMaskedLM(small).eval()
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    }
-    if architecture == "roberta":
-        return RobertaForMaskedLM(RobertaConfig(**common, **sizes, type_vocab_size=1)).eval()
-    return BertForMaskedLM(BertConfig(**common, **sizes, **changes)).eval()
 
 
 def make_lm(architecture: str, seed: int = 0) -> MaskedLM:
@@ -103,10 +37,6 @@ def lm(request) -> MaskedLM:
 @pytest.fixture(scope="module")
 def bert() -> MaskedLM:
     return make_lm("bert")
-
-
-def cut(lm: MaskedLM, texts: list[str], max_length: int | None = None) -> list[MaskedText]:
-    return [MaskedText.of(ids, window=lm.window, max_length=max_length) for ids in lm.encode(texts)]
 
 
 def of_length(lm: MaskedLM, tokens: int) -> MaskedText:

@@ -35,6 +35,7 @@ def shard_table(start: int, stop: int, offset: float) -> pa.Table:
             "example_id": [f"test-{n}" for n in range(start, stop)],
             "label": [CLASSES[n % len(CLASSES)] if n else None for n in range(start, stop)],
             "score": [-100.0 - n - offset for n in range(start, stop)],
+            "standard_error": [None] * count,
             "quantity": ["log_likelihood"] * count,
             "num_tokens": [n + 1 for n in range(start, stop)],
             "truncated": [False] * count,

@@ -22,11 +22,12 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-from gencls_core.comparison.schema import UNTRAINED, Comparison, CurvePoint, EstimateReport
+from gencls_core.comparison.schema import Comparison, CurvePoint, EstimateReport
 from gencls_core.comparison.words import compared_systems, number_of_texts
 from gencls_core.report import words
 from gencls_core.report.plots import IntervalRow, interval_plot
 from gencls_core.report.svg import INK, MUTED, RIGHT, SERIES, draw, wrapped
+from gencls_core.systems.registry import UNTRAINED
 
 __all__ = ["accuracy_plot", "learning_curve_plot"]
 

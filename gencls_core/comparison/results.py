@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from gencls_core.class_models import ClassModel
+from gencls_core.config import RunConfig, Section, SystemsConfig
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError, UsageError
 from gencls_core.outcomes import Outcomes
 from gencls_core.remote_path import uri_of
 from gencls_core.report.inference import Inference, infer, origin_of
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.score_matrix import FloatArray
+from gencls_core.scoring_job import ModelSystem
 from gencls_core.storage import digest_of
+from gencls_core.systems.registry import MODEL_SYSTEMS
 
 __all__ = ["Condition", "Results", "SystemRun", "read_results"]
 
-CLASS_LM = "class-lm"
-
-_SETTINGS_OF_MODELS = ("data", "model", "sequence", "training", "scoring", "posterior")
 _NOT_A_SETTING = {
-    "split_seed", "seed", "max_samples", "shard_size", "tokens_per_batch", "per_token",
-    "gradient_checkpointing", "data_dir", "data",
+    "split_seed", "sample_seed", "seed", "max_samples", "shard_size", "tokens_per_batch",
+    "per_token", "gradient_checkpointing", "data_dir", "data",
 }  # fmt: skip
 """Seeds and sizes make repetitions and points of a curve; the others change no result."""
 
@@ -42,7 +42,7 @@ class SystemRun:
     system: str
     quantity: str
     seeds: tuple[int, int]
-    """Of the data's splits and samples, and of the training."""
+    """Of the sample of train texts, and of the training."""
     sample: int | None
     """Train texts per class that were asked for; None for all."""
     train_texts: float
@@ -99,7 +99,7 @@ def read_results(runs: Sequence[RunDirectory]) -> Results:
     """
     first: Inference | None = None
     found: list[SystemRun] = []
-    notes: list[str] = []
+    notes: dict[str, list[str]] = {}
     for run in runs:
         manifest = run.manifest()
         systems = [name for name in run.scores.systems() if run.scores.records(name)]
@@ -117,12 +117,18 @@ def read_results(runs: Sequence[RunDirectory]) -> Results:
                 _require_labels(run, inference)
             _require_same_texts(runs[0], first, run, inference)
             found.append(_system_run(run, system, inference))
-        notes += [f"{uri_of(run.path)}: {note}" for note in manifest.get("notes", [])]
+        told = set(run.dataset().warnings)
+        for note in manifest.get("notes", []):
+            if note not in told:
+                notes.setdefault(note, []).append(uri_of(run.path))
     assert first is not None
     dataset = runs[0].dataset()
     conditions = tuple(_conditions(_without_copies(found), first))
     labelled = int((first.matrix.label_codes >= 0).sum())
-    return Results(dataset, first.matrix.classes, labelled, conditions, tuple(dict.fromkeys(notes)))
+    told_once = tuple(
+        note if len(of) == len(runs) else f"{', '.join(of)}: {note}" for note, of in notes.items()
+    )
+    return Results(dataset, first.matrix.classes, labelled, conditions, told_once)
 
 
 def _require_labels(run: RunDirectory, inference: Inference) -> None:
@@ -166,7 +172,7 @@ def _test_fingerprint(run: RunDirectory) -> str:
 
 def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemRun:
     manifest = run.manifest()
-    config, dataset = manifest["config"], run.dataset()
+    config, dataset = RunConfig.model_validate(manifest["config"]), run.dataset()
     records = run.scores.records(system)
     trained = [split for split in ("train", "validation") if split in dataset.splits]
     rows = sum(dataset.splits[split].rows for split in trained)
@@ -176,31 +182,49 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         run=run,
         system=system,
         quantity=inference.matrix.quantity,
-        seeds=(config["data"]["split_seed"], config["training"]["seed"]),
-        sample=config["data"]["max_samples"],
+        seeds=(config.data.seed_of_sample, config.training.seed),
+        sample=config.data.max_samples,
         train_texts=rows / len(inference.matrix.classes),
         settings=_settings(config, system, inference),
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
         uncalibrated_accuracy=_accuracy(inference) if calibrated else None,
-        train_seconds=_train_seconds(run, manifest, inference) if system == CLASS_LM else None,
+        train_seconds=_train_seconds(run, manifest, system),
         scoring_seconds=sum(record.seconds for record in records),
     )
 
 
-def _settings(config: dict[str, Any], system: str, inference: Inference) -> dict[str, Any]:
-    sections = _SETTINGS_OF_MODELS if system == CLASS_LM else ("data",)
-    settings = {
-        name: value
-        for section in sections
-        for name, value in config[section].items()
-        if name not in _NOT_A_SETTING
-    }
-    if system != CLASS_LM and inference.matrix.is_likelihood:
-        settings["prior"] = config["posterior"]["prior"]
-    if system == CLASS_LM:
-        settings["precision"] = config["compute"]["precision"]
+def _settings(config: RunConfig, system: str, inference: Inference) -> dict[str, Any]:
+    """Give every setting that a system's scores and posteriors depend on."""
+    sections: list[Section] = [config.data]
+    settings: dict[str, Any] = {}
+    known = MODEL_SYSTEMS.get(system)
+    if known is not None:
+        sections += [config.model, config.sequence]
+        if known.objective is not None:
+            sections.append(config.training)
+        if system == CLASS_LM:
+            sections.append(config.scoring)
+        settings["precision"] = config.compute.precision
+        settings |= _settings_of_systems(config.systems, known)
+    if inference.matrix.is_likelihood:
+        sections.append(config.posterior)
+    for section in sections:
+        values = section.model_dump(mode="json")
+        settings |= {name: v for name, v in values.items() if name not in _NOT_A_SETTING}
+    if known is not None and known.base == "masked":
+        del settings["model"], settings["revision"]
     return settings
+
+
+def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str, Any]:
+    names: list[str] = []
+    if known.base == "masked":
+        names += ["masked_model", "masked_likelihood"]
+        names += ["mask_samples"] if systems.masked_likelihood == "sampled" else []
+    if known.objective is None:
+        names += ["prompts", "class_words"]
+    return systems.model_dump(mode="json", include=set(names))
 
 
 def _accuracy(inference: Inference) -> float:
@@ -209,11 +233,14 @@ def _accuracy(inference: Inference) -> float:
     return float(right[codes >= 0].mean())
 
 
-def _train_seconds(
-    run: RunDirectory, manifest: dict[str, Any], inference: Inference
-) -> float | None:
+def _train_seconds(run: RunDirectory, manifest: dict[str, Any], system: str) -> float | None:
+    """Give the training of all models of a system; None where it is part of scoring, or none is."""
+    known = MODEL_SYSTEMS.get(system)
+    if known is None or known.objective is None:
+        return None
     origin = origin_of(run, manifest)
-    models = [ClassModel.find(origin.model_path(name)) for name in inference.matrix.classes]
+    names = manifest["classes"] if known.model_per_class else [""]
+    models = [ClassModel.find(origin.model_path(name, system)) for name in names]
     return sum(model.training.seconds for model in models if model is not None) or None
 
 

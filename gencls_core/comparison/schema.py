@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "ALPHA",
     "COMPARISON_FORMAT",
-    "UNTRAINED",
     "Answer",
     "Comparison",
     "CurvePoint",
@@ -25,8 +24,6 @@ __all__ = [
 COMPARISON_FORMAT: Literal[1] = 1
 ALPHA = 0.05
 """Corrected p-values below are called significant."""
-UNTRAINED = frozenset({"zero-shot", "masked-lm-untrained"})
-"""Systems that learn nothing from the train texts: the same at every number of them."""
 
 
 class _Part(BaseModel):

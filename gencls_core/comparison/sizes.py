@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from gencls_core.comparison.schema import UNTRAINED
+from gencls_core.systems.registry import UNTRAINED
 
 __all__ = ["at_largest", "largest_sample"]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from gencls_core.comparison.schema import (
     ALPHA,
-    UNTRAINED,
     Answer,
     Comparison,
     EstimateReport,
@@ -16,6 +15,7 @@ from gencls_core.comparison.schema import (
 )
 from gencls_core.comparison.sizes import at_largest
 from gencls_core.report import words
+from gencls_core.systems.registry import UNTRAINED
 
 __all__ = [
     "Group",

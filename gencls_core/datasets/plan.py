@@ -232,8 +232,7 @@ def _sampled_train(
     warnings: list[str],
 ) -> tuple[Mask, Mask]:
     """Sample train (and the source's own validation) and cut validation where there is none."""
-    codes = rows.codes
-    seed = config.split_seed if config.sample_seed is None else config.sample_seed
+    codes, seed = rows.codes, config.seed_of_sample
 
     def sampled(mask: Mask, purpose: int) -> Mask:
         if config.max_samples is None:

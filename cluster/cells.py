@@ -1,0 +1,212 @@
+"""The runs of a comparison: a run directory for each number of train texts and each seed.
+
+A cell is a plain run: `gencls report`, `query` and `verify` read it. What it has committed stays,
+so that the same comparison again, or one with more systems, sizes or seeds, makes what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cluster.connection import Workplace
+from cluster.light_systems import LightWork
+from cluster.manifest import cell_manifest, previous_manifest
+from cluster.preparation import Preparation, check_base, prepare_run
+from cluster.run_folder import incoming_folder, owned
+from cluster.scorer import score_stage
+from cluster.shared_path import require_shared
+from cluster.stages import base_stage, train_stage
+from cluster.turn import has_work
+from gencls_core.config import RunConfig
+from gencls_core.datasets import Dataset, ingest, open_source
+from gencls_core.errors import StoreError
+from gencls_core.events import Event, EventLog, StageStarted
+from gencls_core.ownership import Lease
+from gencls_core.prompts import check_prompts
+from gencls_core.run import RunDirectory, RunStatus
+from gencls_core.systems import System
+from gencls_core.systems.commit import is_committed
+from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED, light_system
+
+__all__ = ["Cell", "OpenCell", "cells_of", "check_systems"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run directory, its settings, and the systems that it is to have."""
+
+    name: str
+    config: RunConfig
+    systems: tuple[str, ...]
+    found: bool = False
+    """Whether it is a run that was there before the comparison: its data is not read anew."""
+
+    @property
+    def run(self) -> RunDirectory:
+        """Its directory."""
+        return RunDirectory(self.config.output_dir)
+
+    def open(self, stack: ExitStack, place: Workplace) -> OpenCell:
+        """Prepare data and models, and find out what is missing.
+
+        The run directory is owned until `stack` ends, but for a found one that lacks nothing.
+
+        Raises:
+            OwnershipError: when somebody else works there.
+            DataError: when the data cannot be used.
+        """
+        run = self.run
+        lease = None
+        if not self.found:
+            lease = stack.enter_context(owned(run, "compare"))
+        if isinstance(run.path, Path):
+            require_shared(run.path, place.budget.nodes)
+        dataset = run.dataset() if self.found else self._ingest()
+        models = [MODEL_SYSTEMS[name] for name in self.systems if name in MODEL_SYSTEMS]
+        if any(system.objective is None for system in models):
+            check_prompts(self.config.systems, dataset.classes)
+        preparations = tuple(
+            prepare_run(self.config, dataset, run, system=system, budget=place.budget)
+            for system in models
+        )
+        light = [
+            light_system(name, self.config.data.seed_of_sample, self.config.systems)
+            for name in self.systems
+            if name not in MODEL_SYSTEMS
+        ]
+        light = [system for system in light if not is_committed(system, dataset, run.scores)]
+        missing = tuple(found for found in preparations if has_work(found, score=True))
+        if self.found and (light or missing):
+            lease = stack.enter_context(owned(run, "compare"))
+        return OpenCell(self, dataset, lease, preparations, missing, tuple(light))
+
+    def _ingest(self) -> Dataset:
+        run = self.run
+        with incoming_folder(run) as incoming:
+            dataset = ingest(self.config.data, incoming, reuse=run.dataset_path)
+            if dataset.path == run.dataset_path:
+                return dataset
+            run.adopt_dataset(incoming)
+            return replace(dataset, path=run.dataset_path)
+
+
+@dataclass(frozen=True)
+class OpenCell:
+    """A cell, and what it lacks."""
+
+    cell: Cell
+    dataset: Dataset
+    lease: Lease | None
+    """None where nothing is to be written."""
+    preparations: tuple[Preparation, ...]
+    """One for each system that is made of language models."""
+    missing: tuple[Preparation, ...]
+    """Those that have something to train or to score."""
+    light: tuple[System, ...]
+    """Light systems that are not committed."""
+
+    @property
+    def owned(self) -> Lease:
+        """The right to write."""
+        assert self.lease is not None, "a cell that lacks something is owned"
+        return self.lease
+
+    def light_work(self) -> list[LightWork]:
+        """Give the light systems that are not committed, as work."""
+        return [
+            LightWork(self.cell.run, system, self.owned, f"{self.cell.name}: {system.name}")
+            for system in self.light
+        ]
+
+    def write_manifest(self, status: RunStatus, seconds: float = 0.0) -> None:
+        """Say in `run.json` what the cell is and how it stands; a found run says so already."""
+        if self.cell.found:
+            return
+        run = self.cell.run
+        previous = previous_manifest(run)
+        manifest = cell_manifest(
+            self.cell.config, self.dataset, self.preparations, self.cell.systems, previous
+        )
+        spent = (previous.get("seconds") or 0.0) + seconds
+        run.write_manifest({**manifest, "status": status, "seconds": round(spent, 2)})
+
+    def complete(self, place: Workplace) -> Iterator[Event]:
+        """Train and score what is missing of the systems that are made of language models."""
+        began = time.perf_counter()
+        status: RunStatus = "stopped"
+        try:
+            with EventLog(self.cell.run.events_path) as log:
+                for preparation in self.missing:
+                    yield StageStarted("system", f"{self.cell.name}: {preparation.system.name}")
+                    for event in self._system(preparation, place):
+                        log.append(event)
+                        yield event
+            status = "finished"
+        except Exception:
+            status = "failed"
+            raise
+        finally:
+            with contextlib.suppress(StoreError):
+                self.write_manifest(status, time.perf_counter() - began)
+
+    def _system(self, preparation: Preparation, place: Workplace) -> Iterator[Event]:
+        preparation = yield from base_stage(preparation, place)
+        yield from train_stage(preparation, place, self.owned)
+        yield from score_stage(preparation, place, self.owned)
+
+
+def cells_of(
+    config: RunConfig,
+    systems: Sequence[str],
+    sizes: Sequence[int | None],
+    seeds: Sequence[int],
+) -> list[Cell]:
+    """Lay out the runs of a comparison below the output folder of `config`.
+
+    What learns nothing from the train texts is in the run with the most of them and the first seed
+    alone: elsewhere it would say the same.
+
+    Args:
+        config: settings of every run.
+        systems: names of the systems.
+        sizes: numbers of train texts per class; None for all.
+        seeds: of the sample of train texts, of the held-out part of it, and of the training.
+    """
+    ordered = sorted(sizes, key=lambda size: (size is None, size or 0))
+    cells = []
+    for size in ordered:
+        for seed in seeds:
+            alone = size == ordered[-1] and seed == seeds[0]
+            texts = "all" if size is None else str(size)
+            values = {
+                "output_dir": config.output_dir / "cells" / f"{texts}-texts" / f"seed-{seed}",
+                "baseline": False,
+                "data": config.data.model_copy(update={"max_samples": size, "sample_seed": seed}),
+                "training": config.training.model_copy(update={"seed": seed}),
+            }
+            cells.append(
+                Cell(
+                    name=f"{texts} texts per class, seed {seed}",
+                    config=config.model_copy(update=values),
+                    systems=tuple(name for name in systems if alone or name not in UNTRAINED),
+                )
+            )
+    return cells
+
+
+def check_systems(config: RunConfig, systems: Sequence[str]) -> None:
+    """Refuse data or base models that cannot be had, before anything is begun.
+
+    Raises:
+        DataError: when the data is not there.
+        ModelError: when a base model is not to be had, or is none for its system.
+    """
+    open_source(config.data)
+    for name in systems:
+        if name in MODEL_SYSTEMS:
+            check_base(config, MODEL_SYSTEMS[name])

@@ -1,0 +1,101 @@
+"""All classes' texts under one classifier: the loss is −log P(class | text), summed over texts.
+
+Texts are read as scoring will read them (`gencls_core.classifiers`), and cut where it will cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gencls_core.classifier_loading import add_adapter, load_classifier
+from gencls_core.classifiers import Classifier, ReadText, text_batches
+from gencls_core.errors import TrainingError
+from gencls_core.training_task import TrainingTask
+
+__all__ = ["ClassificationObjective"]
+
+
+class ClassificationObjective:
+    """A classifier and the tokenised texts of all classes, each with its class number."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        texts: list[ReadText],
+        labels: Sequence[int],
+        held_out: list[ReadText],
+        held_out_labels: Sequence[int],
+    ) -> None:
+        self._classifier = classifier
+        self._texts = texts
+        self._labels = labels
+        self._held_out = held_out
+        self._held_out_labels = held_out_labels
+
+    @classmethod
+    def of(cls, task: TrainingTask) -> ClassificationObjective:
+        """Load the base, draw a head and tokenise the texts; see `load_objective`."""
+        _refuse_absent_classes(task)
+        classifier = load_classifier(task.base, task.classes, new_head=True)
+        if task.lora_rank is not None:
+            classifier = add_adapter(classifier, task.lora_rank, task.lora_alpha)
+        texts, held_out = (
+            classifier.read(classifier.encode(texts), task.sequence) if texts else []
+            for texts in (task.texts, task.validation_texts)
+        )
+        return cls(classifier, texts, task.labels, held_out, task.validation_labels)
+
+    @property
+    def model(self) -> nn.Module:
+        """The classifier."""
+        return self._classifier.model
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens read of each text, BOS included: none is empty."""
+        return [len(text) for text in self._texts]
+
+    @property
+    def held_out(self) -> int:
+        """Number of held-out texts."""
+        return len(self._held_out)
+
+    def units(self, numbers: Sequence[int]) -> int:
+        """Count texts: a long one decides its class once, as a short one does."""
+        return len(numbers)
+
+    def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[list[int]]:
+        """Cut texts into passes of similar length."""
+        return text_batches(self._texts, numbers, tokens)
+
+    def loss(self, part: list[int]) -> Tensor:
+        """Sum −log P(class | text) over the texts of one padded pass, in nats."""
+        logits_BC = self._classifier.logits([self._texts[number] for number in part])
+        labels_B = torch.tensor([self._labels[number] for number in part], device=logits_BC.device)
+        return torch.nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum")
+
+    def held_out_nll(self, tokens: int) -> float:
+        """Give nats per text, by the scoring code."""
+        scores_NC = self._classifier.log_posteriors(self._held_out, tokens_per_batch=tokens)
+        return float(-scores_NC[np.arange(self.held_out), list(self._held_out_labels)].mean())
+
+    def save(self, folder: Path) -> str:
+        """Write weights (or adapter and head), configuration and tokenizer."""
+        return self._classifier.save(folder)
+
+
+def _refuse_absent_classes(task: TrainingTask) -> None:
+    """Raise a TrainingError when there are fewer than two classes, or one has no train text."""
+    absent = [name for number, name in enumerate(task.classes) if number not in set(task.labels)]
+    if absent or len(task.classes) < 2:
+        raise TrainingError.of(
+            "a classifier needs train texts of at least two classes, and of every class",
+            place=task.title,
+            found=f"no text of {', '.join(absent)}" if absent else "one class",
+            remedy="add texts, or leave `discriminative` out of --systems",
+        )
