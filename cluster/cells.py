@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.connection import Workplace
+from cluster.job_context import refuse_temporary
 from cluster.light_systems import LightWork
 from cluster.manifest import cell_manifest, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
@@ -61,6 +62,7 @@ class Cell:
             DataError: when the data cannot be used.
         """
         run = self.run
+        refuse_temporary(run.path)
         lease = None
         if not self.found:
             lease = stack.enter_context(owned(run, "compare"))
@@ -109,6 +111,11 @@ class OpenCell:
     """Those that have something to train or to score."""
     light: tuple[System, ...]
     """Light systems that are not committed."""
+
+    @property
+    def lacking(self) -> int:
+        """How many systems are to be trained or scored."""
+        return len(self.missing) + len(self.light)
 
     @property
     def owned(self) -> Lease:
@@ -205,8 +212,11 @@ def check_systems(config: RunConfig, systems: Sequence[str]) -> None:
     Raises:
         DataError: when the data is not there.
         ModelError: when a base model is not to be had, or is none for its system.
+        UsageError: when a system needs a package that is not installed.
     """
     open_source(config.data)
     for name in systems:
         if name in MODEL_SYSTEMS:
             check_base(config, MODEL_SYSTEMS[name])
+        elif (refusal := light_system(name, settings=config.systems).why_not()) is not None:
+            raise refusal

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from cluster.cells import Cell, cells_of, check_systems
+from cluster.cells import Cell, OpenCell, cells_of, check_systems
 from cluster.connection import Workplace
 from cluster.light_systems import light_stage
+from cluster.turn import in_turn
 from gencls_core.config import ComputeConfig, RunConfig
 from gencls_core.errors import UsageError, counted
 from gencls_core.events import Event, StageFinished, StageStarted
@@ -104,20 +105,29 @@ def _complete(stack: ExitStack, cells: Sequence[Cell], compute: ComputeConfig) -
     """Make what the cells lack: the light systems of all of them first, side by side."""
     began = time.perf_counter()
     yield StageStarted("prepare", f"{counted(len(cells), 'run')}: reading data and scores")
-    place = Workplace(stack, compute)
-    leases = stack.enter_context(ExitStack())
-    opened = [cell.open(leases, place) for cell in cells]
-    lacking = sum(len(cell.missing) + len(cell.light) for cell in opened)
+    (place, opened), waited = yield from in_turn(
+        stack,
+        None,
+        lambda holding: _open(stack, holding, cells, compute),
+        lambda entered: any(cell.lacking for cell in entered[1]),
+    )
+    lacking = sum(cell.lacking for cell in opened)
     yield StageFinished(
         "prepare",
         f"{counted(len(cells), 'run')}, {lacking or 'no'} systems to be trained or scored",
-        time.perf_counter() - began,
+        time.perf_counter() - began - waited,
     )
     for cell in opened:
-        cell.write_manifest("running" if cell.missing or cell.light else "finished")
+        cell.write_manifest("running" if cell.lacking else "finished")
     yield from light_stage([work for cell in opened for work in cell.light_work()], place)
     for cell in opened:
-        if cell.missing:
+        if cell.lacking:
             yield from cell.complete(place)
-        elif cell.light:
-            cell.write_manifest("finished")
+
+
+def _open(
+    stack: ExitStack, holding: ExitStack, cells: Sequence[Cell], compute: ComputeConfig
+) -> tuple[Workplace, list[OpenCell]]:
+    """Own the cells until `holding` ends, and plan for the nodes that are there now."""
+    place = Workplace(stack, compute)
+    return place, [cell.open(holding, place) for cell in cells]

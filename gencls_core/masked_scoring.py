@@ -32,14 +32,13 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
 from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.errors import ModelError
 from gencls_core.loaded_models import LoadedClassModels
 from gencls_core.masked_draws import standard_error
 from gencls_core.masked_likelihood import MaskedScores, MaskedText, score_masked, score_pseudo
 from gencls_core.masked_loading import load_masked_lm, masked_tokenizer_digest
 from gencls_core.masked_models import MaskedLM
 from gencls_core.precision import scoring_dtype
-from gencls_core.prompts import prompts_for
+from gencls_core.prompts import prompts_for, refuse_unusable_tokens
 from gencls_core.scores import SCORE_SCHEMA
 from gencls_core.scoring_job import ScoringJob
 
@@ -157,23 +156,11 @@ def _with_prompts(
     lm: MaskedLM, prompts: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[MaskedLM, ...]]:
     """Give the model once for each prompt of each class, refusing prompts that say nothing."""
-    prompted: dict[str, tuple[MaskedLM, ...]] = {}
-    of_prompts: dict[tuple[tuple[int, ...], ...], str] = {}
-    for name, of_class in prompts.items():
-        tokens = tuple(tuple(ids) for ids in lm.encode(list(of_class)))
-        other = of_prompts.setdefault(tokens, name)
-        if not all(tokens) or other != name:
-            raise ModelError.of(
-                "the tokenizer makes the same tokens of the prompts of two classes, so they would "
-                "always tie"
-                if other != name
-                else "the tokenizer makes no tokens of a prompt",
-                place=lm.tokenizer.name_or_path,
-                found=" and ".join(f"class {each!r}" for each in dict.fromkeys([other, name])),
-                remedy="other words for the class (--class-words), or other prompts",
-            )
-        prompted[name] = tuple(lm.with_prompt(ids) for ids in tokens)
-    return prompted
+    tokens = {name: lm.encode(list(of_class)) for name, of_class in prompts.items()}
+    refuse_unusable_tokens(tokens, str(lm.tokenizer.name_or_path))
+    return {
+        name: tuple(lm.with_prompt(ids) for ids in of_class) for name, of_class in tokens.items()
+    }
 
 
 def _cut(ids: Sequence[list[int]], window: int, sequence: SequenceConfig) -> list[MaskedText]:

@@ -149,14 +149,22 @@ def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) 
     """Load weights and tokenizer, and check that the model can be scored exactly.
 
     Raises:
-        ModelError: when the model is not a causal LM, has no safetensors weights, has no
+        ModelError: when the model is not a causal LM, lacks safetensors weights, has no
             tokenizer, or has a tokenizer that does not fit its vocabulary.
     """
     config = load_causal_config(resolved)
     tokenizer = load_tokenizer(resolved)
-    model, _ = load_weights(
+    model, drawn = load_weights(
         AutoModelForCausalLM, resolved, config, dtype, expected="a causal language model"
     )
+    if drawn:
+        raise ModelError.of(
+            "weights are missing, and would be drawn at random",
+            place=resolved.path,
+            found=f"no {', '.join(drawn[:4])}",
+            expected="all weights of a causal language model, its head included",
+            remedy="save it with `AutoModelForCausalLM` and `model.save_pretrained(folder)`",
+        )
     return wrap(model, tokenizer, place=resolved.name)
 
 

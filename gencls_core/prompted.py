@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.errors import ModelError
 from gencls_core.models import CausalLM
-from gencls_core.prompts import mixture
+from gencls_core.prompts import mixture, refuse_unusable_tokens
 from gencls_core.scoring import TextScores, score_table, score_texts
 from gencls_core.tokenization import SequencePolicy, TokenizedText
 
@@ -42,7 +41,7 @@ class PromptedModel:
         self._prompts = {
             name: sorted(lm.encode(list(of_class)), key=len) for name, of_class in prompts.items()
         }
-        self._refuse_unusable()
+        refuse_unusable_tokens(self._prompts, str(lm.tokenizer.name_or_path))
 
     def encode(self, examples: pa.Table) -> list[list[int]]:
         """Tokenise the examples' texts once for all classes and prompts."""
@@ -92,21 +91,3 @@ class PromptedModel:
         ]
         # After the longest prompt the fewest tokens of a text fit into a window.
         return score_table(examples, texts_PN[-1], TextScores(mixed), policy, scoring)
-
-    def _refuse_unusable(self) -> None:
-        of_prompts: dict[str, str] = {}
-        for name, prompts in self._prompts.items():
-            if not all(prompts):
-                raise ModelError.of(
-                    "the tokenizer makes no tokens of a prompt",
-                    place=f"class {name!r}",
-                    remedy="other prompts (--prompt) or words (--class-words)",
-                )
-            other = of_prompts.setdefault(str(prompts), name)
-            if other != name:
-                raise ModelError.of(
-                    "the tokenizer makes the same tokens of the prompts of two classes, so they "
-                    "would always tie",
-                    found=f"classes {other!r} and {name!r}",
-                    remedy="other words for one of them (--class-words)",
-                )

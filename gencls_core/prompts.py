@@ -11,7 +11,7 @@ Shapes: P prompts, T scored tokens of one text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from scipy.special import logsumexp
 
 from gencls_core.config import SystemsConfig
 from gencls_core.datasets.reading import closest
-from gencls_core.errors import UsageError
+from gencls_core.errors import ModelError, UsageError
 from gencls_core.score_matrix import FloatArray
 
-__all__ = ["check_prompts", "mixture", "prompts_for"]
+__all__ = ["check_prompts", "mixture", "prompts_for", "refuse_unusable_tokens"]
 
 
 def prompts_for(systems: SystemsConfig, class_name: str) -> tuple[str, ...]:
@@ -64,6 +64,27 @@ def check_prompts(systems: SystemsConfig, classes: Sequence[str]) -> None:
                 place="--class-words",
                 found=f"{systems.class_words.get(name, name)!r} for {other!r} and {name!r}",
                 remedy="other words for one of them",
+            )
+
+
+def refuse_unusable_tokens(tokens: Mapping[str, Sequence[Sequence[int]]], place: str) -> None:
+    """Check what a tokenizer made of the prompts of each class.
+
+    Raises:
+        ModelError: when it made no tokens of a prompt, or the same of two classes' prompts.
+    """
+    of_prompts: dict[tuple[tuple[int, ...], ...], str] = {}
+    for name, of_class in tokens.items():
+        other = of_prompts.setdefault(tuple(map(tuple, of_class)), name)
+        if not all(of_class) or other != name:
+            raise ModelError.of(
+                "the tokenizer makes no tokens of a prompt"
+                if other == name
+                else "the tokenizer makes the same tokens of the prompts of two classes, so they "
+                "would always tie",
+                place=place,
+                found=" and ".join(f"class {each!r}" for each in dict.fromkeys([other, name])),
+                remedy="other words for the class (--class-words), or other prompts",
             )
 
 

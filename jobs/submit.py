@@ -10,7 +10,9 @@ import click
 
 __all__ = ["resubmit_command", "submit_command"]
 
-SUBMITTED = ("run", "train", "evaluate", "classify", "report", "query", "plan", "prepare", "pull")
+SUBMITTED = (
+    "run", "train", "evaluate", "classify", "compare", "report", "query", "plan", "prepare", "pull",
+)  # fmt: skip
 """The commands that make sense on a cluster."""
 
 ADDRESS = click.option(

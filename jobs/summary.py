@@ -16,6 +16,7 @@ __all__ = ["print_comparison", "print_summary"]
 def print_summary(report_path: Location, console: Console | None = None) -> None:
     """Print the accuracy table of `report.json`, and where the report is."""
     from gencls_core.storage import read_json
+    from gencls_core.systems.names import system_title
 
     console = console or Console(highlight=False)
     report: dict[str, Any] = read_json(report_path / "report.json")
@@ -36,7 +37,7 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
         )
     for name, baseline in report["baselines"].items():
         table.add_row(
-            BASELINE_NAMES.get(name, name),
+            system_title(name),
             _percent(baseline["accuracy"]),
             _interval(baseline["accuracy_ci95"]),
             _percent(baseline["macro_f1"]),
@@ -74,14 +75,6 @@ def print_comparison(folder: Location, console: Console | None = None) -> None:
     texts = sum(report["test"]["texts"].values())
     console.print(f"{texts:,} test texts. Report: ", end="")
     console.print(str(folder / "report.html"), soft_wrap=True, markup=False)
-
-
-BASELINE_NAMES = {
-    "tfidf": "TF-IDF + logistic regression",
-    "nbsvm": "NBSVM",
-    "naive-bayes": "naive Bayes",
-    "majority": "always the largest class",
-}
 
 
 def _percent(value: float) -> str:

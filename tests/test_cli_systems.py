@@ -106,7 +106,7 @@ def test_flags_override_the_run_file(tmp_path):
 
 def test_the_help_shows_prompts_as_they_are_typed():
     text = " ".join(invoke("--help").output.split())
-    assert r'[default: "Topic: {class}\n\n", "The following text' in text
+    assert r'[default: "Topic: {class}\n", "The following text' in text
     assert r"`\n` in it is a new line" in text
     assert "--class-words CLASS=WORDS" in text
     assert "[default: {}]" not in text

@@ -12,13 +12,13 @@ from masked_fixtures import CLASSES, LONG, backwards, cut, make_masked_folder, p
 from model_fixtures import CORPUS
 from scipy.special import logsumexp
 
-from gencls_core import masked_likelihood
+from gencls_core import masked_likelihood, masked_scoring
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ScoringConfig, SequenceConfig, SystemsConfig, TrainingConfig
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import ModelError
 from gencls_core.masked_draws import draw_masks
-from gencls_core.masked_likelihood import MaskedText
+from gencls_core.masked_likelihood import MaskedScores, MaskedText
 from gencls_core.masked_loading import load_masked_lm
 from gencls_core.masked_models import MaskedLM
 from gencls_core.model_source import ResolvedModel
@@ -300,6 +300,20 @@ def test_a_mixture_has_an_honest_standard_error_and_no_token_scores(base):
     # Of 120 repetitions, a standard deviation has a relative error of about 6.5 %.
     spread = np.std(scores, axis=0, ddof=1)
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(errors), axis=0)), spread, rtol=0.26)
+
+
+def test_a_prompt_weighs_what_it_adds_to_the_likelihood():
+    noise_S = np.random.default_rng(0).normal(size=16)
+    unlikely, likely = (
+        MaskedScores(values[None], [np.zeros(1, dtype=np.float32)])
+        for values in (5 * noise_S - 90, 0.1 * noise_S - 3)
+    )
+    scores, errors = masked_scoring._mixture([unlikely, likely])
+    np.testing.assert_allclose(scores, likely.log_likelihoods - np.log(2))
+    np.testing.assert_allclose(errors, likely.standard_errors)
+    scores, errors = masked_scoring._mixture([likely, likely])
+    np.testing.assert_allclose(scores, likely.log_likelihoods)
+    np.testing.assert_allclose(errors, likely.standard_errors)
 
 
 def test_prompts_of_no_use_are_refused(base):

@@ -207,6 +207,8 @@ def _settings(config: RunConfig, system: str, inference: Inference) -> dict[str,
             sections.append(config.scoring)
         settings["precision"] = config.compute.precision
         settings |= _settings_of_systems(config.systems, known)
+    if system == "setfit":
+        settings["setfit_model"] = config.systems.setfit_model
     if inference.matrix.is_likelihood:
         sections.append(config.posterior)
     for section in sections:

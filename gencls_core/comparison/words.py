@@ -15,6 +15,7 @@ from gencls_core.comparison.schema import (
 )
 from gencls_core.comparison.sizes import at_largest
 from gencls_core.report import words
+from gencls_core.systems.names import about_system
 from gencls_core.systems.registry import UNTRAINED
 
 __all__ = [
@@ -36,19 +37,6 @@ __all__ = [
     "sources",
     "turned",
 ]
-
-_ABOUT = {
-    "class-lm": "a language model per class",
-    "zero-shot": "the language model, asked with a prompt",
-    "discriminative": "the language model, fine-tuned with a classification head",
-    "masked-lm": "a masked language model per class",
-    "masked-lm-untrained": "the masked language model as it is",
-    "setfit": "fine-tuned sentence embeddings",
-    "tfidf": "TF-IDF with logistic regression",
-    "nbsvm": "support vectors over naive Bayes features",
-    "naive-bayes": "multinomial naive Bayes",
-    "majority": "always the largest class",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +138,7 @@ def _group(trained: bool, systems: list[SystemReport]) -> Group:
 
 def about(system: SystemReport) -> str:
     """Say what a system is, in a few words; an unknown one is told by what its scores are."""
-    return _ABOUT.get(system.system, system.quantity.replace("_", "-"))
+    return about_system(system.system) or system.quantity.replace("_", "-")
 
 
 def sources(names: Sequence[str]) -> str:

@@ -28,8 +28,12 @@ from gencls_core.training_task import TrainingTask
 __all__ = ["HELD_OUT_DRAWS", "MaskedObjective"]
 
 HELD_OUT_DRAWS = 8
-"""Four strata of two: few and many masked tokens get their share. With a tenth of the texts held
-out, that is about as many passes as half an epoch of training has, backward ones not counted."""
+"""Four strata of two: few and many masked tokens get their share.
+
+Measured with `scratch:masked-tiny` on ten held-out texts of the demo: with the seed of the draws,
+the figure varies by 0.03 nats per token, but the difference of two epochs by 0.005, where a single
+draw leaves 0.015. Twice as many draws gain little.
+"""
 
 _Pass = list[MaskedRow]
 

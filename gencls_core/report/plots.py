@@ -19,6 +19,7 @@ from gencls_core.report import words
 from gencls_core.report.details import Details
 from gencls_core.report.schema import ReliabilityBinReport, Report
 from gencls_core.report.svg import GRID, INK, MUTED, RIGHT, WRONG, draw
+from gencls_core.systems.names import system_title
 
 __all__ = [
     "IntervalRow",
@@ -48,7 +49,7 @@ class IntervalRow:
 
 def accuracy_plot(report: Report) -> str:
     """Draw each system's accuracy with its 95 % interval."""
-    name = words.system_name(report.system)
+    name = system_title(report.system)
     found = report.accuracy.uncalibrated, report.accuracy_ci95.uncalibrated
     rows = [IntervalRow(name, *found, RIGHT)]
     if report.accuracy.calibrated is not None and report.accuracy_ci95.calibrated is not None:
@@ -56,7 +57,7 @@ def accuracy_plot(report: Report) -> str:
         rows.append(IntervalRow(f"{name}, calibrated", *found, RIGHT))
     for system, baseline in report.baselines.items():
         found = baseline.accuracy, baseline.accuracy_ci95
-        rows.append(IntervalRow(words.system_name(system), *found, MUTED))
+        rows.append(IntervalRow(system_title(system), *found, MUTED))
     return interval_plot(rows)
 
 

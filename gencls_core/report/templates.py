@@ -7,6 +7,7 @@ from functools import cache
 import jinja2
 
 from gencls_core.report import words
+from gencls_core.systems.names import system_title
 
 __all__ = ["template"]
 
@@ -36,6 +37,6 @@ def template(package: str, name: str) -> jinja2.Template:
         perplexity=words.perplexity,
         duration=words.duration,
         memory=words.memory,
-        system_name=words.system_name,
+        system_title=system_title,
     )
     return environment.get_template(name)

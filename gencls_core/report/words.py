@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gencls_core.report.schema import Report
+from gencls_core.systems.names import system_title
 
 __all__ = [
     "accuracy_sentence",
@@ -14,23 +15,9 @@ __all__ = [
     "number",
     "percent",
     "perplexity",
-    "system_name",
 ]
 
 NBSP = "\N{NO-BREAK SPACE}"
-
-_SYSTEMS = {
-    "class-lm": "class models",
-    "tfidf": "TF-IDF with logistic regression",
-    "nbsvm": "NBSVM",
-    "naive-bayes": "naive Bayes",
-    "majority": "guessing the largest class",
-}
-
-
-def system_name(system: str) -> str:
-    """Give a system's name in words; an unknown one keeps its own."""
-    return _SYSTEMS.get(system, system)
 
 
 def percent(share: float | None) -> str:
@@ -98,7 +85,7 @@ def accuracy_sentence(accuracy: float, interval: tuple[float, float]) -> str:
 def headline(report: Report) -> list[str]:
     """Say in sentences what came out; the first is the result."""
     labelled = report.num_examples - report.num_unlabelled
-    name = system_name(report.system)
+    name = system_title(report.system)
     subject = f"The {name} label" if report.system == "class-lm" else f"The system {name} labels"
     texts = f"the {count(labelled)} test texts" if labelled > 1 else "the one test text"
     low, high = report.accuracy_ci95.uncalibrated
@@ -110,7 +97,7 @@ def headline(report: Report) -> list[str]:
         figures = accuracy_sentence(report.accuracy.calibrated, report.accuracy_ci95.calibrated)
         sentences.append(f"Calibrated on held-out texts: {figures}.")
     for system, baseline in report.baselines.items():
-        label = system_name(system)
+        label = system_title(system)
         figures = accuracy_sentence(baseline.accuracy, baseline.accuracy_ci95)
         sentences.append(f"{label[0].upper()}{label[1:]}: {figures}.")
     return sentences

@@ -13,6 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.errors import GenclsError
 from gencls_core.scores import Quantity
 
 __all__ = ["System"]
@@ -28,6 +29,12 @@ class System(Protocol):
     @property
     def quantity(self) -> Quantity:
         """What its scores are, in nats."""
+
+    def why_not(self) -> GenclsError | None:
+        """Give the error with which it would refuse to work here; None where it can work.
+
+        Quick, and loads nothing heavy: asked before work starts.
+        """
 
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on (texts, settings, format): 64 hex digits.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gencls_core.config import ScoringConfig, SequenceConfig, SystemsConfig
+from gencls_core.config import ScoringConfig, SequenceConfig
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import SCORE_SCHEMA, Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
@@ -35,10 +35,6 @@ class Discriminative:
     base: BaseKind = "causal"
     objective: ObjectiveName | None = "classification"
     model_per_class: bool = False
-
-    def settings(self, systems: SystemsConfig) -> dict[str, Any]:
-        """None."""
-        return {}
 
     def depends_on(self, job: ScoringJob, class_name: str) -> dict[str, Any]:
         """A class's probability depends on which other classes there are."""

@@ -49,6 +49,9 @@ class MajoritySystem:
         """Log-probability of the class; that of no text changes it."""
         return "log_posterior"
 
+    def why_not(self) -> None:
+        """Give None: all that it needs is installed with gencls."""
+
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on: 64 hex digits. Train texts are not among it."""
         return digest_of(

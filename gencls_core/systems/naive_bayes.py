@@ -78,6 +78,9 @@ class NaiveBayesSystem:
         """Log-probability of the text's words given the class."""
         return "log_likelihood"
 
+    def why_not(self) -> None:
+        """Give None: all that it needs is installed with gencls."""
+
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on: 64 hex digits."""
         settings = {

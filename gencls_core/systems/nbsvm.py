@@ -89,6 +89,9 @@ class NbsvmSystem:
         """Log-probability of the class given the text."""
         return "log_posterior"
 
+    def why_not(self) -> None:
+        """Give None: all that it needs is installed with gencls."""
+
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on: 64 hex digits."""
         settings = {

@@ -70,8 +70,20 @@ def _majority(_seed: int, _settings: SystemsConfig) -> System:
     return MajoritySystem()  # draws nothing
 
 
+def _setfit(seed: int, settings: SystemsConfig) -> System:
+    from gencls_core.systems.setfit import SetFitSystem
+
+    return SetFitSystem(seed, settings.setfit_model)
+
+
 LIGHT_SYSTEMS: Mapping[str, Factory] = MappingProxyType(
-    {"tfidf": _tfidf, "nbsvm": _nbsvm, "naive-bayes": _naive_bayes, "majority": _majority}
+    {
+        "setfit": _setfit,
+        "tfidf": _tfidf,
+        "nbsvm": _nbsvm,
+        "naive-bayes": _naive_bayes,
+        "majority": _majority,
+    }
 )
 """Name → factory, in the order in which they are shown."""
 

@@ -47,7 +47,7 @@ _FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 
 @dataclass(frozen=True)
 class Pairs:
-    """Numbers of the first and second texts, and whether they are alike (1) or not (0); each [P]."""
+    """Numbers of the first and second texts, and whether the two are alike (1, else 0); all [P]."""
 
     firsts_P: IntArray
     seconds_P: IntArray
@@ -207,6 +207,11 @@ def tune(encoder: Any, texts: Sequence[str], pairs: Pairs, seed: int) -> None:
 
     library = import_module("sentence_transformers")
     losses = import_module("sentence_transformers.sentence_transformer.losses")
+
+    class Trainer(library.SentenceTransformerTrainer):  # type: ignore[misc, name-defined]
+        def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+            """Nothing is published: no card, and no examples computed for it."""
+
     table = Dataset.from_dict(
         {
             "first": [texts[number] for number in pairs.firsts_P],
@@ -232,7 +237,7 @@ def tune(encoder: Any, texts: Sequence[str], pairs: Pairs, seed: int) -> None:
             log_level="error",
             dataloader_pin_memory=False,
         )
-        trainer = library.SentenceTransformerTrainer(
+        trainer = Trainer(
             model=encoder,
             args=arguments,
             train_dataset=table,

@@ -56,6 +56,9 @@ class TfidfSystem:
         """Log-probability of the class given the text."""
         return "log_posterior"
 
+    def why_not(self) -> None:
+        """Give None: all that it needs is installed with gencls."""
+
     def digest(self, dataset: Dataset, split: SplitName) -> str:
         """Name everything the rows depend on: 64 hex digits."""
         settings = {"format": TFIDF_FORMAT, "strengths": _STRENGTHS}
