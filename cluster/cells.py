@@ -25,9 +25,9 @@ from cluster.stages import base_stage, train_stage
 from cluster.turn import has_work
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset, ingest, open_source
-from gencls_core.errors import StoreError
+from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import Event, EventLog, StageStarted
-from gencls_core.ownership import Lease
+from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.prompts import check_prompts
 from gencls_core.run import RunDirectory, RunStatus
 from gencls_core.systems import System
@@ -55,7 +55,8 @@ class Cell:
     def open(self, stack: ExitStack, place: Workplace) -> OpenCell:
         """Prepare data and models, and find out what is missing.
 
-        The run directory is owned until `stack` ends, but for a found one that lacks nothing.
+        The run directory is owned until `stack` ends, but for a found one that lacks nothing. New
+        data enters it only when all that can be checked has been.
 
         Raises:
             OwnershipError: when somebody else works there.
@@ -63,38 +64,59 @@ class Cell:
         """
         run = self.run
         refuse_temporary(run.path)
-        lease = None
-        if not self.found:
-            lease = stack.enter_context(owned(run, "compare"))
         if isinstance(run.path, Path):
             require_shared(run.path, place.budget.nodes)
-        dataset = run.dataset() if self.found else self._ingest()
-        models = [MODEL_SYSTEMS[name] for name in self.systems if name in MODEL_SYSTEMS]
-        if any(system.objective is None for system in models):
-            check_prompts(self.config.systems, dataset.classes)
-        preparations = tuple(
-            prepare_run(self.config, dataset, run, system=system, budget=place.budget)
-            for system in models
-        )
-        light = [
-            light_system(name, self.config.data.seed_of_sample, self.config.systems)
-            for name in self.systems
-            if name not in MODEL_SYSTEMS
-        ]
-        light = [system for system in light if not is_committed(system, dataset, run.scores)]
-        missing = tuple(found for found in preparations if has_work(found, score=True))
-        if self.found and (light or missing):
-            lease = stack.enter_context(owned(run, "compare"))
-        return OpenCell(self, dataset, lease, preparations, missing, tuple(light))
-
-    def _ingest(self) -> Dataset:
-        run = self.run
+        if self.found:
+            opened = self._prepared(run.dataset(), place, self._unscored())
+            if not opened.lacking:
+                return opened
+            return replace(opened, lease=stack.enter_context(owned(run, "compare")))
+        lease = stack.enter_context(owned(run, "compare"))
         with incoming_folder(run) as incoming:
             dataset = ingest(self.config.data, incoming, reuse=run.dataset_path)
             if dataset.path == run.dataset_path:
-                return dataset
+                return replace(self._prepared(dataset, place, self.systems), lease=lease)
+            self._prepared(dataset, place, self.systems)
             run.adopt_dataset(incoming)
-            return replace(dataset, path=run.dataset_path)
+        dataset = replace(dataset, path=run.dataset_path)
+        return replace(self._prepared(dataset, place, self.systems), lease=lease)
+
+    def _unscored(self) -> list[str]:
+        """Give the systems that a found run is to get.
+
+        What it has scored with models it was made for, by its own settings, wherever that was.
+        """
+        run = self.run
+        rows = run.dataset().split("test").rows * len(run.manifest()["classes"])
+        return [
+            name
+            for name in self.systems
+            if name not in MODEL_SYSTEMS
+            or sum(record.rows for record in run.scores.records(name)) != rows
+        ]
+
+    def _prepared(self, dataset: Dataset, place: Workplace, systems: Sequence[str]) -> OpenCell:
+        config, run = self.config, self.run
+        models = [MODEL_SYSTEMS[name] for name in systems if name in MODEL_SYSTEMS]
+        if any(system.objective is None for system in models):
+            check_prompts(config.systems, dataset.classes)
+        preparations = tuple(
+            prepare_run(config, dataset, run, system=system, budget=place.budget)
+            for system in models
+        )
+        light = (
+            light_system(name, config.data.seed_of_sample, config.systems)
+            for name in systems
+            if name not in MODEL_SYSTEMS
+        )
+        return OpenCell(
+            cell=self,
+            dataset=dataset,
+            lease=None,
+            preparations=preparations,
+            missing=tuple(found for found in preparations if has_work(found, score=True)),
+            light=tuple(s for s in light if not is_committed(s, dataset, run.scores)),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,24 +164,39 @@ class OpenCell:
         spent = (previous.get("seconds") or 0.0) + seconds
         run.write_manifest({**manifest, "status": status, "seconds": round(spent, 2)})
 
-    def complete(self, place: Workplace) -> Iterator[Event]:
-        """Train and score what is missing of the systems that are made of language models."""
+    def complete(self, place: Workplace, count: str) -> Iterator[Event]:
+        """Train and score what is missing of the systems that are made of language models.
+
+        Args:
+            place: where.
+            count: which of how many runs this is, for whoever watches.
+        """
         began = time.perf_counter()
-        status: RunStatus = "stopped"
+        status: RunStatus | None = "stopped"
+        self.write_manifest("running")
         try:
             with EventLog(self.cell.run.events_path) as log:
                 for preparation in self.missing:
-                    yield StageStarted("system", f"{self.cell.name}: {preparation.system.name}")
+                    what = f"{self.cell.name}: {preparation.system.name}"
+                    yield StageStarted("system", f"{what} ({count})")
                     for event in self._system(preparation, place):
                         log.append(event)
                         yield event
             status = "finished"
+        except IncompleteError:
+            status = "incomplete"
+            raise
+        except OwnershipError:
+            status = None  # the manifest is the new owner's
+            raise
         except Exception:
             status = "failed"
             raise
         finally:
-            with contextlib.suppress(StoreError):
-                self.write_manifest(status, time.perf_counter() - began)
+            if status is not None:
+                # A full disk must not hide what filled it.
+                with contextlib.suppress(StoreError):
+                    self.write_manifest(status, time.perf_counter() - began)
 
     def _system(self, preparation: Preparation, place: Workplace) -> Iterator[Event]:
         preparation = yield from base_stage(preparation, place)

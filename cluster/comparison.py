@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from cluster.cells import Cell, OpenCell, cells_of, check_systems
 from cluster.connection import Workplace
+from cluster.job_context import refuse_temporary
 from cluster.light_systems import light_stage
 from cluster.turn import in_turn
+from gencls_core.comparison.same_texts import require_same_texts
 from gencls_core.config import ComputeConfig, RunConfig
+from gencls_core.config_parsing import parse_run_config
 from gencls_core.errors import UsageError, counted
 from gencls_core.events import Event, StageFinished, StageStarted
 from gencls_core.remote_path import Location, uri_of
@@ -74,13 +78,22 @@ def compare(
     check_names(systems)
     if len({uri_of(path) for path in runs}) < len(runs):
         raise UsageError.of("the same run twice", found=", ".join(uri_of(path) for path in runs))
+    refuse_temporary(output)
+    require_same_texts([RunDirectory(path) for path in runs])
     cells = []
     for path in runs:
-        run = RunDirectory(path)
-        config = RunConfig.model_validate(run.manifest()["config"])
-        config = config.model_copy(update={"output_dir": path, "compute": compute})
+        manifest = RunDirectory(path).manifest()
+        config = parse_run_config(manifest["config"], place=uri_of(path / "run.json"))
+        values = {"output_dir": path, "compute": _as_made(compute, manifest)}
+        config = config.model_copy(update=values)
         cells.append(Cell(uri_of(path), config, tuple(systems), found=True))
     yield from _compare(cells, others, output, compute)
+
+
+def _as_made(compute: ComputeConfig, manifest: dict[str, Any]) -> ComputeConfig:
+    """Let what is added to a run be computed in the precision that the run was made in."""
+    precision = manifest.get("precision", compute.precision)
+    return compute.model_copy(update={"precision": precision})
 
 
 def _compare(
@@ -96,7 +109,8 @@ def _compare(
         yield from _complete(stack, cells, compute)
     began = time.perf_counter()
     yield StageStarted("compare", "drawing texts again, 2,000 times for every system")
-    comparison = compare_runs([cell.run for cell in cells], elsewhere)
+    chosen = [None if cell.found else cell.systems for cell in cells]
+    comparison = compare_runs([cell.run for cell in cells], elsewhere, chosen)
     publish_comparison(comparison, output)
     yield StageFinished("compare", uri_of(output), time.perf_counter() - began)
 
@@ -107,7 +121,7 @@ def _complete(stack: ExitStack, cells: Sequence[Cell], compute: ComputeConfig) -
     yield StageStarted("prepare", f"{counted(len(cells), 'run')}: reading data and scores")
     (place, opened), waited = yield from in_turn(
         stack,
-        None,
+        [cell.run.path for cell in cells],
         lambda holding: _open(stack, holding, cells, compute),
         lambda entered: any(cell.lacking for cell in entered[1]),
     )
@@ -118,11 +132,12 @@ def _complete(stack: ExitStack, cells: Sequence[Cell], compute: ComputeConfig) -
         time.perf_counter() - began - waited,
     )
     for cell in opened:
-        cell.write_manifest("running" if cell.lacking else "finished")
+        # What is still to come may be stopped before it has begun.
+        cell.write_manifest("stopped" if cell.lacking else "finished")
     yield from light_stage([work for cell in opened for work in cell.light_work()], place)
-    for cell in opened:
+    for number, cell in enumerate(opened, 1):
         if cell.lacking:
-            yield from cell.complete(place)
+            yield from cell.complete(place, f"run {number} of {len(opened)}")
 
 
 def _open(

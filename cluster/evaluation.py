@@ -49,7 +49,7 @@ def evaluate_models(
     with ExitStack() as stack:
         job, _ = yield from in_turn(
             stack,
-            None,
+            [],
             lambda holding: _Evaluation.open(
                 stack, holding, model_dir, data, changes, labelled=True
             ),
@@ -66,7 +66,7 @@ def classify_texts(
     with ExitStack() as stack:
         job, _ = yield from in_turn(
             stack,
-            None,
+            [],
             lambda holding: _Evaluation.open(
                 stack, holding, model_dir, data, changes, labelled=False
             ),

@@ -96,7 +96,8 @@ def cell_manifest(
 ) -> dict[str, Any]:
     """Give the content of `run.json` but for status and time, for any number of systems.
 
-    `model` and `precision` are those of the first one; a run of light systems alone has none.
+    `model` is the base of the class models where there are any, else of another system; a run of
+    light systems alone has none.
 
     Args:
         config: settings of the run.
@@ -116,7 +117,7 @@ def cell_manifest(
         "notes": list(dataset.warnings),
     }
     if preparations:
-        first = preparations[0]
+        first = min(preparations, key=lambda p: (p.system.name != CLASS_LM, p.system.base))
         notes = dict.fromkeys(note for found in preparations for note in found.notes)
         manifest |= {
             "model": {

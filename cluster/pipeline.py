@@ -111,7 +111,7 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
     with ExitStack() as stack:
         (lease, place, preparation), waited = yield from in_turn(
             stack,
-            run.path,
+            [run.path],
             lambda holding: _enter(stack, holding, config, score=score),
             lambda entered: has_work(entered[2], score=score),
         )

@@ -75,7 +75,8 @@ class Scorer:
                 f"{split} shard {key.index} of class {key.class_name!r} is not as it was "
                 "committed; scoring it again"
             )
-        if run.scores_of(split).retire(job.system.name, shards.committed) or work:
+        stale = run.scores_of(split).retire(job.system.name, shards.committed) or work
+        if stale and job.system.name == CLASS_LM:
             run.drop_report()
         texts = dataset.split(split).rows
         rows = texts * len(job.classes)

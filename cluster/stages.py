@@ -106,7 +106,8 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
         )
         return
     plan = preparation.plan
-    run.drop_report()
+    if system.name == CLASS_LM:
+        run.drop_report()
     for task in tasks:
         # Scores of the model that is about to be replaced, and what was made of them, must not
         # outlive it.

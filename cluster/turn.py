@@ -9,7 +9,7 @@ nodes, the data and the commits that are there then.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ Entered = TypeVar("Entered")
 
 def in_turn(
     stack: ExitStack,
-    run: Location | None,
+    runs: Sequence[Location],
     enter: Callable[[ExitStack], Entered],
     works: Callable[[Entered], bool],
 ) -> Generator[Event, None, tuple[Entered, float]]:
@@ -41,13 +41,13 @@ def in_turn(
 
     Args:
         stack: gives the place in the queue back when it ends, and lets the run go after that.
-        run: the run directory, whose owner is waited for where it seems dead; None asks nobody.
+        runs: run directories, whose owners are waited for where they seem dead.
         enter: owns the run until the stack that it is given ends, and plans.
         works: says whether what was entered has anything to do that takes CPUs or GPUs.
     """
     # Before Ray in the order of endings: the run is let go when nothing works on it any more.
     holding = stack.enter_context(ExitStack())
-    yield from _await_owner(run)
+    yield from _await_owners(runs)
     entered = enter(holding)
     if job_context() is None or not works(entered):
         return entered, 0.0
@@ -59,14 +59,15 @@ def in_turn(
     seconds = time.perf_counter() - asked
     if waited:
         yield StageStarted("prepare", "reading the data again: the run may have changed meanwhile")
-        yield from _await_owner(run)
+        yield from _await_owners(runs)
         entered = enter(holding)
     return entered, seconds
 
 
-def _await_owner(run: Location | None) -> Iterator[Event]:
-    for message in await_silent_owner(run) if run is not None else ():
-        yield Note(message)
+def _await_owners(runs: Sequence[Location]) -> Iterator[Event]:
+    for run in runs:
+        for message in await_silent_owner(run):
+            yield Note(message)
 
 
 def has_work(preparation: Preparation, *, score: bool) -> bool:

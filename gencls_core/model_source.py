@@ -10,6 +10,7 @@ import json
 import shutil
 import struct
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class ResolvedModel:
                 expected="model.safetensors (pickled weights can run code and are not loaded)",
                 remedy="save it with `model.save_pretrained(folder)`",
             )
-        files = {p.name: file_sha256(p) for pattern in _WANTED for p in sorted(path.glob(pattern))}
+        found = [p for pattern in _WANTED for p in sorted(path.glob(pattern))]
+        files = {p.name: _sha256(p, p.stat().st_size, p.stat().st_mtime_ns) for p in found}
         for commit in ("committed.json", "pulled.json", STAGED_NAME):
             files.pop(commit, None)
         return cls(
@@ -110,6 +112,12 @@ class ResolvedModel:
             config=config,
             files=files,
         )
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, _size: int, _modified: int) -> str:
+    """Hash a file once per process: many systems of many runs start from the same base."""
+    return file_sha256(path)
 
 
 def is_scratch(name: str) -> bool:
@@ -151,7 +159,7 @@ def _download(name: str, revision: str | None) -> Path:
     instead = (
         f"what works without the hub: `gencls pull {next(iter(PULLABLE))}` and "
         f"`--model {next(iter(PULLABLE))}`, a folder (`--model ./my-model`), "
-        "or `--model scratch:tiny`"
+        "or `--model scratch:tiny`; with --masked-model a folder or `scratch:masked-tiny`"
     )
     try:
         return Path(

@@ -9,9 +9,11 @@ Shapes: P prompts of a class, N texts, T scored tokens of one text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gencls_core.config import ScoringConfig, SequenceConfig
 from gencls_core.models import CausalLM
@@ -37,11 +39,9 @@ class PromptedModel:
                 two classes.
         """
         self._lm = lm
-        # The longest comes last.
-        self._prompts = {
-            name: sorted(lm.encode(list(of_class)), key=len) for name, of_class in prompts.items()
-        }
+        self._prompts = {name: lm.encode(list(of_class)) for name, of_class in prompts.items()}
         refuse_unusable_tokens(self._prompts, str(lm.tokenizer.name_or_path))
+        self._longest = max(len(ids) for of_class in self._prompts.values() for ids in of_class)
 
     def encode(self, examples: pa.Table) -> list[list[int]]:
         """Tokenise the examples' texts once for all classes and prompts."""
@@ -59,8 +59,8 @@ class PromptedModel:
     ) -> pa.Table:
         """Score examples (EXAMPLE_SCHEMA) under one class; gives rows in SCORE_SCHEMA, in order.
 
-        Token scores are those of the mixture of the prompts; `num_windows` is the most that one of
-        them asks for. The loss of the original experiment has no prompts and is not computed.
+        Token scores are those of the mixture of the prompts. The loss of the original experiment
+        has no prompts and is not computed.
 
         Args:
             encoded: token ids of the examples' texts, where the caller scores several classes.
@@ -78,16 +78,30 @@ class PromptedModel:
             [TokenizedText.of(tokens, policy, prompt) for tokens in ids]
             for prompt in self._prompts[class_name]
         ]
-        found = score_texts(
-            lm,
-            [text for texts_N in texts_PN for text in texts_N],
-            window=policy.window,
-            tokens_per_batch=scoring.tokens_per_batch,
-            on_batch=on_batch,
-        ).token_scores
-        mixed = [
-            mixture(np.stack(found[number :: len(ids)])).astype(np.float32)
-            for number in range(len(ids))
+        # The same windows after every prompt of every class: the longest leaves the least room.
+        windows_P = [
+            policy.window - (self._longest - len(prompt)) for prompt in self._prompts[class_name]
         ]
-        # After the longest prompt the fewest tokens of a text fit into a window.
-        return score_table(examples, texts_PN[-1], TextScores(mixed), policy, scoring)
+        scores_PN: list[list[NDArray[np.float32]]] = []
+        done = 0
+
+        def count(tokens: int) -> None:
+            if on_batch is not None:
+                on_batch(done + tokens)
+
+        for texts_N, window in zip(texts_PN, windows_P, strict=True):
+            found = score_texts(
+                lm,
+                texts_N,
+                window=window,
+                tokens_per_batch=scoring.tokens_per_batch,
+                on_batch=count,
+            )
+            scores_PN.append(found.token_scores)
+            done += sum(map(len, texts_N))
+        mixed = [
+            mixture(np.stack(scores_P)).astype(np.float32)
+            for scores_P in zip(*scores_PN, strict=True)
+        ]
+        read = replace(policy, window=windows_P[0])
+        return score_table(examples, texts_PN[0], TextScores(mixed), read, scoring)

@@ -54,8 +54,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     type=_Numbers(1, every=True),
     default="all",
     show_default=True,
-    help="Numbers of train texts per class (held-out part included), such as 8,64,all: "
-    "several give a learning curve.",
+    help="Numbers of train texts per class (the part held out of them included), such as "
+    "8,64,all: several give a learning curve.",
 )
 @click.option(
     "--seeds",
@@ -123,6 +123,8 @@ def compare_command(
             remedy="leave --data and --data-dir out" if runs else "--data-dir FOLDER, or RUNs",
         )
     names = _names(systems or (OF_RUNS if runs else OF_DATA))
+    if not names:
+        raise UsageError.of("no system", place="--systems", found=repr(systems))
     if runs:
         _refuse_settings(click.get_current_context())
         folder = as_location(str(output_dir))

@@ -59,6 +59,8 @@ class JobLines:
         match event:
             case StageStarted():
                 self._state = {"stage": event.stage}
+                if event.stage == "train":
+                    self._training.clear()
                 if event.total:
                     self._state |= {"done": event.reused, "total": event.total}
                 self._tell()

@@ -170,6 +170,8 @@ class _Bars(_Lines):
 
     def stage_started(self, event: StageStarted) -> None:
         super().stage_started(event)
+        if event.stage == "train":
+            self._trained.clear()  # another run's classes may have the same names
         if event.stage.startswith("score ") and event.reused < event.total:
             self._bar(event.stage, event.stage, event.total, event.reused)
             self._tokens[event.stage] = (0, time.monotonic())

@@ -50,6 +50,7 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
 def print_comparison(folder: Location, console: Console | None = None) -> None:
     """Print systems and answers of a comparison's `report.json`, and where the report is."""
     from gencls_core.storage import read_json
+    from gencls_core.systems.registry import UNTRAINED
 
     console = console or Console(highlight=False)
     report: dict[str, Any] = read_json(folder / "report.json")
@@ -61,7 +62,7 @@ def print_comparison(folder: Location, console: Console | None = None) -> None:
         accuracy = system["accuracy"]
         table.add_row(
             escape(system["name"]),
-            f"{system['train_texts']:,.0f}",
+            "–" if system["system"] in UNTRAINED else f"{system['train_texts']:,.0f}",
             str(len(system["runs"])),
             _percent(accuracy["value"]),
             _interval([accuracy["low"], accuracy["high"]]),

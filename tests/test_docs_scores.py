@@ -14,6 +14,7 @@ from gencls_core.query import run_query
 from gencls_core.report import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
+from gencls_core.systems.registry import system_names
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "scores.md").read_text(encoding="utf-8")
 CLASSES = ("noise", "parks", "roads", "waste", "water")
@@ -112,8 +113,12 @@ def test_column_table_is_the_schema() -> None:
             field = SCORE_SCHEMA.field(name)
             unit = (field.metadata or {}).get(b"unit", b"").decode()
             assert unit in ("", row[2].strip())
-            # Only label, loss_score and the token lists may be null.
             assert field.nullable == ("may be null" in row[1])
+
+
+def test_system_table_names_every_system() -> None:
+    documented = [name for row in table_after("Systems") for name in named(row[0])]
+    assert tuple(documented) == system_names()
 
 
 def test_record_table_is_the_record() -> None:

@@ -105,9 +105,17 @@ def test_scores_are_the_naive_float64_formula(base, lm, prompts, window, score_e
     )
     table = score(job, TEXTS)
     encoded, own = lm.encode(TEXTS), lm.encode(list(prompts_for(systems, "a b")))
+    # Every class and prompt reads a text in the windows that the longest prompt of all leaves.
+    longest = max(
+        len(ids) for name in CLASSES for ids in lm.encode(list(prompts_for(systems, name)))
+    )
+    windows = [(window or lm.context) - longest + len(prompt) for prompt in own]
     for row, ids in zip(table.to_pylist(), encoded, strict=True):
         by_prompt = np.array(
-            [naive_token_scores(lm, prompt, ids, score_eos, window or lm.context) for prompt in own]
+            [
+                naive_token_scores(lm, prompt, ids, score_eos, of_prompt)
+                for prompt, of_prompt in zip(own, windows, strict=True)
+            ]
         )
         sums = by_prompt.sum(axis=1)
         naive = sums.max() + np.log(np.mean(np.exp(sums - sums.max())))
@@ -142,7 +150,7 @@ def test_a_cut_text_has_no_end(base, lm):
     ]
 
 
-def test_the_most_windows_are_told(base):
+def test_the_longest_prompt_decides_the_windows(base):
     sequence = SequenceConfig(window=48)
 
     def windows(prompts: tuple[str, ...]) -> list[int]:
@@ -200,13 +208,14 @@ def test_rows_go_into_the_score_store(base, tmp_path):
     assert max(told) == matrix.num_tokens.sum() * len(job.systems.prompts)
 
 
-def test_rows_depend_on_the_prompts_of_their_class():
+def test_rows_depend_on_the_prompts_of_every_class():
+    """On those of the class, and through the windows on the longest of all."""
     job = job_of(ResolvedModel("x", Path("x"), "0" * 64, 0, {}))
     changed = dataclasses.replace(job, systems=SystemsConfig(class_words={"01": "sport"}))
     for name in CLASSES:
-        same = job.system.depends_on(job, name) == job.system.depends_on(changed, name)
-        assert same == (name != "01")
-    assert job.units == (frozenset(CLASSES),), "one model serves all classes"
+        assert job.system.depends_on(job, name) != job.system.depends_on(changed, name)
+    parts = [job.system.depends_on(job, name)["prompts"] for name in CLASSES]
+    assert len({tuple(prompts) for prompts in parts}) == len(CLASSES)
 
 
 def test_token_scores_of_a_mixture():
@@ -257,7 +266,7 @@ def test_prompts_that_are_the_same_tokens_are_refused(lm):
     lower = load_tokenizer_lowercased(lm)
     prompts = {"US": ("about US",), "us": ("about us",)}
     PromptedModel(lm, prompts)
-    with pytest.raises(ModelError, match=r"(?s)always tie.*'US' and 'us'"):
+    with pytest.raises(ModelError, match=r"(?s)always tie.*'US' and class 'us'"):
         PromptedModel(lower, prompts)
     with pytest.raises(ModelError, match=r"no tokens of a prompt"):
         PromptedModel(lm, {"US": ("about US", "")})
@@ -326,3 +335,12 @@ def test_a_model_that_knows_the_prompts_classifies(reader):
 
 def test_exchanged_prompts_are_worse_than_chance(reader):
     assert accuracy(reader, EXCHANGED) < 0.1
+
+
+def test_a_longer_prompt_does_not_change_the_windows_of_its_class_alone(base):
+    """A class must not be read in other windows because its name is longer."""
+    job = job_of(base, sequence=SequenceConfig(window=48))
+    tables = [score(job, TEXTS, name) for name in CLASSES]
+    windows = [table.column("num_windows").to_pylist() for table in tables]
+    assert windows[0] == windows[1] == windows[2]
+    assert max(windows[0]) > 1

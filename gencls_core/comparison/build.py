@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -23,32 +23,38 @@ from gencls_core.intervals import Estimate, estimate_system
 from gencls_core.remote_path import uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.significance import PAIR_RESAMPLES, PairComparison, compare_pairs
+from gencls_core.systems.registry import UNTRAINED
 
 __all__ = ["compare_runs"]
 
 
-def compare_runs(runs: Sequence[RunDirectory], others: Sequence[Comparison] = ()) -> Comparison:
-    """Compare every system in some runs, which were scored on the same test texts.
+def compare_runs(
+    runs: Sequence[RunDirectory],
+    others: Sequence[Comparison] = (),
+    systems: Sequence[Collection[str] | None] = (),
+) -> Comparison:
+    """Compare systems in some runs, which were scored on the same test texts.
 
     Args:
         runs: run directories.
         others: comparisons on other test texts, for the question whether the pattern holds.
+        systems: see `read_results`.
 
     Raises:
         DataError: when the test texts have no label or all the same one.
         StoreError: when a directory is no run, or its scores are missing or contradict each other.
         UsageError: when the runs were not scored on the same texts.
     """
-    results = read_results(runs)
-    systems = [_system(condition) for condition in results.conditions]
+    results = read_results(runs, systems)
+    reports = [_system(condition) for condition in results.conditions]
     largest = largest_sample(results.conditions)
     pairs = [_pair(pair, largest) for pair in _compared(results)]
     return Comparison(
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
         test=_test_set(results),
-        systems=systems,
+        systems=reports,
         pairs=pairs,
-        learning_curve=_curve(systems),
+        learning_curve=_curve(reports),
         questions=answers(pairs, others),
         notes=[*results.notes, *_notes(results)],
     )
@@ -138,11 +144,24 @@ def _test_set(results: Results) -> TextsReport:
 
 def _notes(results: Results) -> list[str]:
     notes = []
-    repeated = {condition.name: len(condition.runs) for condition in results.conditions}
+    conditions = results.conditions
+    trained = [c for c in conditions if c.system not in UNTRAINED and c.system != "majority"]
+    repeated = {condition.name: len(condition.runs) for condition in trained}
     single = [name for name, count in repeated.items() if count == 1]
     if single:
         notes.append(
             "Trained once, so that the intervals are about these very models and not about "
             f"training them again: {', '.join(dict.fromkeys(single))}."
         )
+    calibrated = {c.name for c in conditions if _is_calibrated(c)}
+    plain = {c.name for c in conditions} - calibrated
+    if calibrated and plain:
+        notes.append(
+            f"Compared as calibrated on held-out texts: {', '.join(sorted(calibrated))}; as they "
+            f"are: {', '.join(sorted(plain))}. Accuracies without calibration stand in the table."
+        )
     return notes
+
+
+def _is_calibrated(condition: Condition) -> bool:
+    return any(run.uncalibrated_accuracy is not None for run in condition.runs)

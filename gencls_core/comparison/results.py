@@ -8,12 +8,14 @@ another point of its learning curve.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gencls_core.class_models import ClassModel
+from gencls_core.comparison.same_texts import require_same_texts, with_other_texts
 from gencls_core.config import RunConfig, Section, SystemsConfig
+from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError, UsageError
 from gencls_core.outcomes import Outcomes
@@ -23,7 +25,7 @@ from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scoring_job import ModelSystem
 from gencls_core.storage import digest_of
-from gencls_core.systems.registry import MODEL_SYSTEMS
+from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED
 
 __all__ = ["Condition", "Results", "SystemRun", "read_results"]
 
@@ -44,7 +46,7 @@ class SystemRun:
     seeds: tuple[int, int]
     """Of the sample of train texts, and of the training."""
     sample: int | None
-    """Train texts per class that were asked for; None for all."""
+    """Train texts per class that were asked for; None for all, and where none are learned from."""
     train_texts: float
     """Mean number of train texts per class, those held out of training included."""
     settings: dict[str, Any]
@@ -88,8 +90,15 @@ class Results:
     notes: tuple[str, ...]
 
 
-def read_results(runs: Sequence[RunDirectory]) -> Results:
-    """Read the committed scores of every system in some runs.
+def read_results(
+    runs: Sequence[RunDirectory], systems: Sequence[Collection[str] | None] = ()
+) -> Results:
+    """Read the committed scores of systems in some runs.
+
+    Args:
+        runs: run directories.
+        systems: for each run the systems that are compared; None for all that it has whole.
+            Default: all of all.
 
     Raises:
         DataError: when the test texts have no label or all the same one.
@@ -99,36 +108,69 @@ def read_results(runs: Sequence[RunDirectory]) -> Results:
     """
     first: Inference | None = None
     found: list[SystemRun] = []
-    notes: dict[str, list[str]] = {}
-    for run in runs:
-        manifest = run.manifest()
-        systems = [name for name in run.scores.systems() if run.scores.records(name)]
-        if not systems:
-            raise StoreError.of(
-                "a run without scores",
-                place=run.path,
-                expected="a finished `gencls run`",
-                remedy="run its command again: it goes on where it was",
-            )
-        for system in systems:
-            inference = infer(run, system=system)
+    notes = _Notes(runs)
+    for run, chosen in zip(runs, systems or [None] * len(runs), strict=True):
+        for system in _systems_of(run, chosen):
+            try:
+                inference = infer(run, system=system)
+            except StoreError:
+                if chosen is not None or system == CLASS_LM:
+                    raise
+                # Begun once, and not asked for now: no reason to refuse the rest.
+                notes.add(run, f"{system} is left out: not every text was scored.")
+                continue
             if first is None:
                 first = inference
                 _require_labels(run, inference)
             _require_same_texts(runs[0], first, run, inference)
             found.append(_system_run(run, system, inference))
-        told = set(run.dataset().warnings)
-        for note in manifest.get("notes", []):
-            if note not in told:
-                notes.setdefault(note, []).append(uri_of(run.path))
+        for note in run.manifest().get("notes", []):
+            if note not in runs[0].dataset().warnings:
+                notes.add(run, note)
     assert first is not None
-    dataset = runs[0].dataset()
     conditions = tuple(_conditions(_without_copies(found), first))
-    labelled = int((first.matrix.label_codes >= 0).sum())
-    told_once = tuple(
-        note if len(of) == len(runs) else f"{', '.join(of)}: {note}" for note, of in notes.items()
+    return Results(
+        dataset=runs[0].dataset(),
+        classes=first.matrix.classes,
+        num_texts=int((first.matrix.label_codes >= 0).sum()),
+        conditions=conditions,
+        notes=notes.told(),
     )
-    return Results(dataset, first.matrix.classes, labelled, conditions, told_once)
+
+
+def _systems_of(run: RunDirectory, chosen: Collection[str] | None) -> list[str]:
+    run.manifest()
+    names = [name for name in run.scores.systems() if chosen is None or name in chosen]
+    names = [name for name in names if run.scores.records(name)]
+    if not names:
+        raise StoreError.of(
+            "a run without scores",
+            place=run.path,
+            expected="a finished `gencls run`",
+            remedy="run its command again: it goes on where it was",
+        )
+    return names
+
+
+class _Notes:
+    """What runs say of themselves; what all of them say is told once."""
+
+    def __init__(self, runs: Sequence[RunDirectory]) -> None:
+        self._count = len(runs)
+        self._runs: dict[str, list[str]] = {}
+
+    def add(self, run: RunDirectory, note: str) -> None:
+        """Take a note of a run."""
+        of_note = self._runs.setdefault(note, [])
+        if uri_of(run.path) not in of_note:
+            of_note.append(uri_of(run.path))
+
+    def told(self) -> tuple[str, ...]:
+        """Give all notes, with the runs that they concern where these are not all."""
+        return tuple(
+            note if len(of_note) == self._count else f"{', '.join(of_note)}: {note}"
+            for note, of_note in self._runs.items()
+        )
 
 
 def _require_labels(run: RunDirectory, inference: Inference) -> None:
@@ -152,30 +194,16 @@ def _require_same_texts(
         found.matrix.classes == expected.matrix.classes
         and found.matrix.example_ids.equals(expected.matrix.example_ids)
         and (found.matrix.label_codes == expected.matrix.label_codes).all()
-        and _test_fingerprint(run) == _test_fingerprint(other)
     )
     if not same:
-        raise UsageError.of(
-            "these runs were not scored on the same test texts",
-            place=other.path,
-            found=f"{len(found.matrix):,} texts, test split {_test_fingerprint(other)[:12]}",
-            expected=f"{len(expected.matrix):,} texts, test split {_test_fingerprint(run)[:12]}, "
-            f"as in {uri_of(run.path)}",
-            remedy="compare runs with the same test set; the same --split-seed where it is cut "
-            "from the data",
-        )
-
-
-def _test_fingerprint(run: RunDirectory) -> str:
-    return run.dataset().split("test").fingerprint
+        raise with_other_texts(run, other)
+    require_same_texts([run, other])
 
 
 def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemRun:
     manifest = run.manifest()
-    config, dataset = RunConfig.model_validate(manifest["config"]), run.dataset()
+    config, dataset = _config_of(run, manifest), run.dataset()
     records = run.scores.records(system)
-    trained = [split for split in ("train", "validation") if split in dataset.splits]
-    rows = sum(dataset.splits[split].rows for split in trained)
     calibrated = inference.calibrated is not None
     chosen = inference.calibrated if inference.calibrated is not None else inference.log_posterior
     return SystemRun(
@@ -183,8 +211,8 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         system=system,
         quantity=inference.matrix.quantity,
         seeds=(config.data.seed_of_sample, config.training.seed),
-        sample=config.data.max_samples,
-        train_texts=rows / len(inference.matrix.classes),
+        sample=None if system in UNTRAINED else config.data.max_samples,
+        train_texts=_train_texts(dataset, config.data.max_samples),
         settings=_settings(config, system, inference),
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
@@ -192,6 +220,22 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         train_seconds=_train_seconds(run, manifest, system),
         scoring_seconds=sum(record.seconds for record in records),
     )
+
+
+def _config_of(run: RunDirectory, manifest: dict[str, Any]) -> RunConfig:
+    return parse_run_config(manifest["config"], place=uri_of(run.manifest_path))
+
+
+def _train_texts(dataset: Dataset, sample: int | None) -> float:
+    """Give the mean number of train texts per class, those held out of them included.
+
+    Held-out texts that the data brings itself are not among those that were asked for.
+    """
+    rows = dataset.split("train").rows
+    brought = sample is not None and rows >= sample * len(dataset.classes)
+    if "validation" in dataset.splits and not brought:
+        rows += dataset.split("validation").rows
+    return rows / len(dataset.classes)
 
 
 def _settings(config: RunConfig, system: str, inference: Inference) -> dict[str, Any]:
@@ -247,11 +291,12 @@ def _train_seconds(run: RunDirectory, manifest: dict[str, Any], system: str) -> 
 
 
 def _without_copies(found: list[SystemRun]) -> Iterator[SystemRun]:
-    """Leave out scores that stand in several runs: a baseline of the same texts, for example."""
-    seen: set[tuple[str, str]] = set()
+    """Leave out repetitions with the same scores: a baseline that draws nothing, for example."""
+    seen: set[tuple[str, int | None, str]] = set()
     for run in found:
-        if (run.system, run.score_digest) not in seen:
-            seen.add((run.system, run.score_digest))
+        name = (run.system, run.sample, run.score_digest)
+        if name not in seen:
+            seen.add(name)
             yield run
 
 
@@ -294,6 +339,6 @@ def _refuse_same_seeds(name: str, runs: list[SystemRun]) -> None:
                 "two runs of the same system with the same settings and seeds",
                 place=run.run.path,
                 found=f"other scores of {name} than in {uri_of(other.run.path)}, with the same "
-                f"--split-seed {run.seeds[0]} and --seed {run.seeds[1]}",
+                f"--sample-seed {run.seeds[0]} and --seed {run.seeds[1]}",
                 remedy="leave one of them out",
             )

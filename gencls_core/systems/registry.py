@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from gencls_core.config import SystemsConfig
@@ -73,7 +74,9 @@ def _majority(_seed: int, _settings: SystemsConfig) -> System:
 def _setfit(seed: int, settings: SystemsConfig) -> System:
     from gencls_core.systems.setfit import SetFitSystem
 
-    return SetFitSystem(seed, settings.setfit_model)
+    # Where a worker runs, a relative path would mean another place.
+    model = settings.setfit_model and str(Path(settings.setfit_model).expanduser().absolute())
+    return SetFitSystem(seed, model)
 
 
 LIGHT_SYSTEMS: Mapping[str, Factory] = MappingProxyType(

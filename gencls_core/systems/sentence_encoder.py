@@ -10,6 +10,7 @@ Shapes: P pairs, B texts of a batch, D embedding.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -105,7 +106,7 @@ def _why_no_library(learner: Learner) -> GenclsError | None:
             remedy=remedy,
         )
     found = version(_LIBRARY)
-    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < _OLDEST:
         return UsageError.of(
             f"{learner.title} needs a newer {_LIBRARY}",
             found=f"{_LIBRARY} {found}",

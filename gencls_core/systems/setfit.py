@@ -8,7 +8,9 @@ Without Prompts", https://arxiv.org/abs/2209.11055). It learns from the train sp
    former and to 0 for the latter (squared error); every pair is seen once.
 2. *The head.* Multinomial logistic regression on the tuned encoder's embeddings of the same texts.
 
-Scores are log P(class | text).
+Scores are log P(class | text). The authors' package `setfit` does the same and is not used: it
+trains on any GPU that the process sees, without asking, indexes all N² pairs in memory, and draws
+the same ones whatever the seed.
 
 Cost. N texts make 2·R·N pairs, but at most `max_pairs`: for a larger train split R becomes less,
 and beyond `max_pairs`/2 texts both steps learn from a stratified sample of that many. By default R

@@ -29,8 +29,12 @@ class ZeroShot:
     model_per_class: bool = False
 
     def depends_on(self, job: ScoringJob, class_name: str) -> dict[str, Any]:
-        """Rows depend on the class's prompts, words put in."""
-        return {"prompts": list(prompts_for(job.systems, class_name))}
+        """Rows depend on the class's prompts, and through the windows on those of all classes."""
+        every = {prompt for name in job.classes for prompt in prompts_for(job.systems, name)}
+        return {
+            "prompts": list(prompts_for(job.systems, class_name)),
+            "prompts_of_all": sorted(every),
+        }
 
     def load(self, job: ScoringJob, classes: frozenset[str]) -> Models:
         """Load the base model, which serves all classes, whichever are asked for.
