@@ -67,7 +67,8 @@ class ShardRecord:
 
     `digest` names everything that the rows depend on (texts, range, class model, scoring
     settings, format); a shard whose digest is the wanted one is not computed again.
-    `seconds`, `tokens` and `peak_memory_bytes` say what it cost.
+    `seconds`, `tokens` and `peak_memory_bytes` say what it cost, `train_seconds` what learning did
+    where that went before in one go.
     """
 
     format: int
@@ -84,6 +85,7 @@ class ShardRecord:
     seconds: float
     tokens: int
     peak_memory_bytes: int
+    train_seconds: float = 0.0
     attempt: str = ""
     """Which attempt wrote it; see gencls_core.ownership."""
 

@@ -101,6 +101,7 @@ class ScoreStore:
         start: int,
         digest: str,
         seconds: float = 0.0,
+        train_seconds: float = 0.0,
         peak_memory_bytes: int = 0,
         fence: Fence | None = None,
     ) -> ShardRecord:
@@ -111,6 +112,7 @@ class ScoreStore:
             start: number of the first example; the range is [start, start + rows).
             digest: names all inputs of the rows.
             seconds: time the scoring took, kept for the report.
+            train_seconds: time that a system took to learn before it scored.
             peak_memory_bytes: peak resident memory of the process that scored.
             fence: the right to write, asked before anything is replaced and again before the
                 record is written.
@@ -156,6 +158,7 @@ class ScoreStore:
             sha256=sha256,
             bytes=size,
             seconds=seconds,
+            train_seconds=train_seconds,
             tokens=tokens,
             peak_memory_bytes=peak_memory_bytes,
             attempt="" if fence is None else fence.attempt,

@@ -6,14 +6,17 @@ What `cluster` does on Ray is done here in one process: the same tasks, jobs and
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from dataset_files import Rows, write_csv, write_jsonl
+from numpy.typing import NDArray
 
 from gencls_core import scratch
 from gencls_core.config import DataConfig, RunConfig, SystemsConfig, TrainingConfig
@@ -21,6 +24,7 @@ from gencls_core.datasets.dataset import Dataset
 from gencls_core.datasets.ingest import ingest
 from gencls_core.model_source import ResolvedModel
 from gencls_core.report.inference import Inference, infer
+from gencls_core.report.predictions import prediction_tables
 from gencls_core.run import RunDirectory
 from gencls_core.scores import Quantity, ShardKey
 from gencls_core.scoring_job import ModelSystem, ScoringJob
@@ -103,7 +107,19 @@ def write_imbalance(folder: Path) -> DataConfig:
     return DataConfig(data=str(path), classes=CLASSES, test_fraction=0.4, validation_fraction=0.2)
 
 
-PROBLEMS = {"order": write_order, "topic": write_topic, "imbalance": write_imbalance}
+@dataclass(frozen=True)
+class Problem:
+    """Source files, and how long models train on them."""
+
+    write: Callable[[Path], DataConfig]
+    epochs: int
+
+
+PROBLEMS = {
+    "order": Problem(write_order, epochs=16),
+    "topic": Problem(write_topic, epochs=10),
+    "imbalance": Problem(write_imbalance, epochs=8),
+}
 
 
 @dataclass(frozen=True)
@@ -117,8 +133,14 @@ class Scored:
     shards: dict[str, list[pa.Table]]
     """The rows of each class as they were handed over to be committed."""
 
-    def infer(self, prior: str | None = None) -> Inference:
+    def infer(self, prior: str = "train") -> Inference:
         return infer(self.run, prior=prior, system=self.system)
+
+    def right(self) -> NDArray[np.bool_]:
+        """Say of each test text whether its class was predicted."""
+        table = pa.concat_tables(prediction_tables(self.infer()))
+        found: NDArray[np.bool_] = pc.equal(table["predicted"], table["label"]).to_numpy()
+        return found
 
 
 class Bench:
@@ -133,7 +155,8 @@ class Bench:
         """Give the problem's run, with its dataset ingested from files."""
         run = RunDirectory(self._folder / problem)
         if not run.path.exists():
-            dataset = ingest(PROBLEMS[problem](self._folder / f"{problem}-files"), run.dataset_path)
+            files = PROBLEMS[problem].write(self._folder / f"{problem}-files")
+            dataset = ingest(files, run.dataset_path)
             config = RunConfig(output_dir=run.path).model_dump(mode="json")
             run.write_manifest({"config": config, "classes": list(dataset.classes)})
         return run
@@ -144,7 +167,8 @@ class Bench:
             run = self.run(problem)
             if name in MODEL_SYSTEMS:
                 system = MODEL_SYSTEMS[name]
-                quantity, shards = system.quantity, self._score_with_models(run, system)
+                quantity = system.quantity
+                shards = self._score_with_models(run, system, PROBLEMS[problem].epochs)
             else:
                 light = light_system(name, self._seed)
                 tables = light.score_rows(run.dataset(), "test")
@@ -155,7 +179,7 @@ class Bench:
         return self._scored[problem, name]
 
     def _score_with_models(
-        self, run: RunDirectory, system: ModelSystem
+        self, run: RunDirectory, system: ModelSystem, epochs: int
     ) -> dict[str, list[pa.Table]]:
         """Train what there is to train; score the test split in two shards."""
         dataset, base = run.dataset(), self._base(run, system.base)
@@ -163,7 +187,8 @@ class Bench:
             system=system,
             classes=dataset.classes,
             models=tuple(
-                train_class(task.with_texts(dataset)) for task in self._tasks(run, system, base)
+                train_class(task.with_texts(dataset))
+                for task in self._tasks(run, system, base, epochs)
             ),
             base=base,
             sequence=RunConfig().sequence,
@@ -187,7 +212,7 @@ class Bench:
         return shards
 
     def _tasks(
-        self, run: RunDirectory, system: ModelSystem, base: ResolvedModel
+        self, run: RunDirectory, system: ModelSystem, base: ResolvedModel, epochs: int
     ) -> list[TrainingTask]:
         if system.objective is None:
             return []
@@ -203,7 +228,7 @@ class Bench:
                 destination=run.model_path(name, system.name),
                 sequence=RunConfig().sequence,
                 training=TrainingConfig(
-                    epochs=10, batch_size=16, learning_rate=1e-2, seed=self._seed
+                    epochs=epochs, batch_size=16, learning_rate=5e-3, patience=0, seed=self._seed
                 ),
                 lora_rank=None,
                 lora_alpha=None,
@@ -231,7 +256,7 @@ class Bench:
         return found
 
 
-def _commit(run: RunDirectory, system: str, shards: dict[str, Sequence[pa.Table]]) -> None:
+def _commit(run: RunDirectory, system: str, shards: dict[str, list[pa.Table]]) -> None:
     for class_name, tables in shards.items():
         start = 0
         for index, table in enumerate(tables):

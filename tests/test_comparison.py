@@ -184,8 +184,26 @@ def test_refusals(run, tmp_path):
 
 def test_a_class_whose_scores_are_missing_is_said(run):
     run.scores.drop("tfidf", CLASSES[0])
+    comparison = compare_runs([run])
+    assert named(comparison) == {"class-lm": [str(run.path)]}
+    assert "tfidf is left out: not every text was scored." in comparison.notes
+    # Asked for by name, it must be there.
+    with pytest.raises(StoreError, match="Sci/Tech"):
+        compare_runs([run], systems=[("class-lm", "tfidf")])
+    run.scores.drop("class-lm", CLASSES[0])
     with pytest.raises(StoreError, match="Sci/Tech"):
         compare_runs([run])
+
+
+def test_only_the_chosen_systems_are_compared(run):
+    assert named(compare_runs([run], systems=[("tfidf",)])) == {"tfidf": [str(run.path)]}
+
+
+def test_a_warning_of_one_run_alone_is_told_with_its_name(run, tmp_path):
+    other = another(tmp_path / "b", right=0.8, training={"seed": 1})
+    other.write_manifest({**other.manifest(), "notes": ["3 texts also stand in the test split"]})
+    notes = compare_runs([run, other]).notes
+    assert f"{other.path}: 3 texts also stand in the test split" in notes
 
 
 def make_pair(a: str, b: str, difference: float, p: float = 0.001) -> PairReport:

@@ -23,6 +23,7 @@ from gencls_core.remote_path import uri_of
 from gencls_core.report.inference import Inference, infer, origin_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.score_matrix import FloatArray
+from gencls_core.scores import ShardRecord
 from gencls_core.scoring_job import ModelSystem
 from gencls_core.storage import digest_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED
@@ -57,7 +58,7 @@ class SystemRun:
     """[N, C] nats; calibrated where the run held texts out for that."""
     uncalibrated_accuracy: float | None
     train_seconds: float | None
-    """None where training is part of the scoring."""
+    """None where nothing is trained."""
     scoring_seconds: float
     """For all test texts under all classes."""
 
@@ -217,7 +218,7 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
         uncalibrated_accuracy=_accuracy(inference) if calibrated else None,
-        train_seconds=_train_seconds(run, manifest, system),
+        train_seconds=_train_seconds(run, manifest, system, records),
         scoring_seconds=sum(record.seconds for record in records),
     )
 
@@ -279,10 +280,14 @@ def _accuracy(inference: Inference) -> float:
     return float(right[codes >= 0].mean())
 
 
-def _train_seconds(run: RunDirectory, manifest: dict[str, Any], system: str) -> float | None:
-    """Give the training of all models of a system; None where it is part of scoring, or none is."""
+def _train_seconds(
+    run: RunDirectory, manifest: dict[str, Any], system: str, records: Sequence[ShardRecord]
+) -> float | None:
+    """Give the training of all models of a system; None where nothing is trained."""
     known = MODEL_SYSTEMS.get(system)
-    if known is None or known.objective is None:
+    if known is None:
+        return sum(record.train_seconds for record in records)
+    if known.objective is None:
         return None
     origin = origin_of(run, manifest)
     names = manifest["classes"] if known.model_per_class else [""]

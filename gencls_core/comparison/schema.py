@@ -60,7 +60,7 @@ class SystemReport(_Part):
         description="Mean accuracy without the calibration; null where there is none."
     )
     train_seconds: float | None = Field(
-        description="Training, mean over the repetitions; null where it is part of scoring."
+        description="Training, mean over the repetitions; null where nothing is trained."
     )
     seconds_per_1000_texts: float = Field(
         description="Scoring 1,000 texts under all classes, in batches, mean over the repetitions."

@@ -8,6 +8,7 @@ log P(class | text), to which it must not be applied.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import pyarrow as pa
@@ -16,7 +17,11 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import GenclsError
 from gencls_core.scores import Quantity
 
-__all__ = ["System"]
+__all__ = ["System", "nothing"]
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class System(Protocol):
@@ -42,8 +47,15 @@ class System(Protocol):
         Rows that are committed under this digest need not be computed again.
         """
 
-    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    def score_rows(
+        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
+    ) -> dict[str, pa.Table]:
         """Score every example of a split under every class.
+
+        Args:
+            dataset: the texts.
+            split: which of them are scored.
+            on_trained: called between learning and scoring, so that each can be timed.
 
         Returns:
             One table in SCORE_SCHEMA per class, all with the split's examples in their order.

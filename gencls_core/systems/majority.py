@@ -11,6 +11,7 @@ is predicted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
+from gencls_core.systems import nothing
 from gencls_core.systems.bag_of_words import (
     Learner,
     refuse_absent_classes,
@@ -64,7 +66,9 @@ class MajoritySystem:
             }
         )
 
-    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    def score_rows(
+        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
+    ) -> dict[str, pa.Table]:
         """Give every example of `split` the same log P(class), in nats.
 
         `num_tokens` counts words between spaces.
@@ -80,4 +84,5 @@ class MajoritySystem:
         def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
             return np.tile(log_p_C, (len(texts), 1)), words_between_spaces(texts)
 
+        on_trained()
         return rows_by_class(dataset, split, self.quantity, score)

@@ -24,6 +24,7 @@ Shapes: N train texts, F words, B texts of a batch, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.score_matrix import FloatArray, IntArray
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
+from gencls_core.systems import nothing
 from gencls_core.systems.bag_of_words import (
     WORD,
     Learner,
@@ -90,7 +92,9 @@ class NaiveBayesSystem:
         }
         return digest_of(digest_parts(dataset, split, self.seed) | settings)
 
-    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    def score_rows(
+        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
+    ) -> dict[str, pa.Table]:
         """Train on the train split and score every example of `split` under every class.
 
         Returns:
@@ -115,6 +119,7 @@ class NaiveBayesSystem:
             words_B = np.asarray(counts_BF.sum(axis=1), dtype=np.int64).ravel()
             return np.asarray(counts_BF @ log_p_FC), words_B.tolist()
 
+        on_trained()
         return rows_by_class(dataset, split, self.quantity, score)
 
 

@@ -30,6 +30,7 @@ Shapes: N train texts, F words and word pairs, B texts of a batch, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -41,6 +42,7 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.score_matrix import BoolArray, FloatArray, IntArray
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
+from gencls_core.systems import nothing
 from gencls_core.systems.bag_of_words import (
     WORD,
     Learner,
@@ -105,7 +107,9 @@ class NbsvmSystem:
         }
         return digest_of(digest_parts(dataset, split, self.seed) | settings)
 
-    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    def score_rows(
+        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
+    ) -> dict[str, pa.Table]:
         """Train on the train split and score every example of `split` under every class.
 
         Returns:
@@ -130,6 +134,7 @@ class NbsvmSystem:
             decisions_BC = machines.decide(vectorizer.transform(texts))
             return log_softmax(scale * decisions_BC, axis=1), words_between_spaces(texts)
 
+        on_trained()
         return rows_by_class(dataset, split, self.quantity, score)
 
     def _choose(self, features_NF: Any, targets_N: IntArray) -> tuple[float, float]:

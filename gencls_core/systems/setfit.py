@@ -22,6 +22,7 @@ D embedding, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from gencls_core.errors import GenclsError
 from gencls_core.score_matrix import FloatArray, IntArray
 from gencls_core.scores import SCORE_SCHEMA, Quantity
 from gencls_core.storage import digest_of
+from gencls_core.systems import nothing
 from gencls_core.systems.bag_of_words import (
     Learner,
     digest_parts,
@@ -113,7 +115,9 @@ class SetFitSystem:
         }
         return digest_of(digest_parts(dataset, split, self.seed) | settings)
 
-    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    def score_rows(
+        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
+    ) -> dict[str, pa.Table]:
         """Train on the train split and score every example of `split` under every class.
 
         Returns:
@@ -141,6 +145,7 @@ class SetFitSystem:
             truncated.extend(more_B)
             return _log_posteriors(head, embed(encoder, batch)), read_B
 
+        on_trained()
         tables = rows_by_class(dataset, split, self.quantity, score)
         column = SCORE_SCHEMA.get_field_index("truncated")
         field = SCORE_SCHEMA.field(column)

@@ -7,6 +7,7 @@ stratified cross-validation on the log-loss. Scores are log P(class | text).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
+from gencls_core.systems import nothing
 from gencls_core.systems.bag_of_words import (
     WORD,
     Learner,
@@ -64,18 +66,23 @@ class TfidfSystem:
         settings = {"format": TFIDF_FORMAT, "strengths": _STRENGTHS}
         return digest_of(digest_parts(dataset, split, self.seed) | settings)
 
-    def score_rows(self, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    def score_rows(
+        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
+    ) -> dict[str, pa.Table]:
         """Train on the train split, score `split`; see `score_with_tfidf`."""
-        return score_with_tfidf(dataset, split, self.seed)
+        return score_with_tfidf(dataset, split, self.seed, on_trained)
 
 
-def score_with_tfidf(dataset: Dataset, split: SplitName, seed: int = 0) -> dict[str, pa.Table]:
+def score_with_tfidf(
+    dataset: Dataset, split: SplitName, seed: int = 0, on_trained: Callable[[], None] = nothing
+) -> dict[str, pa.Table]:
     """Train on the train split and score every example of `split` under every class.
 
     Args:
         dataset: needs a train split with labelled texts of every class.
         split: the split to score; it is never trained on.
         seed: of the folds.
+        on_trained: called between learning and scoring.
 
     Returns:
         One table in SCORE_SCHEMA per class: `score` is log P(class | text) in nats and its
@@ -90,6 +97,7 @@ def score_with_tfidf(dataset: Dataset, split: SplitName, seed: int = 0) -> dict[
         features_BF = vectorizer.transform(texts)
         return _log_posteriors(classifier, features_BF), words_between_spaces(texts)
 
+    on_trained()
     return rows_by_class(dataset, split, "log_posterior", score)
 
 
