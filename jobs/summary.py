@@ -55,18 +55,17 @@ def print_comparison(folder: Location, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     report: dict[str, Any] = read_json(folder / "report.json")
     table = Table(title=None, header_style="bold")
-    table.add_column("system")
-    for name in ("texts per class", "runs", "accuracy", "95 % interval", "macro F1", "NLL"):
+    table.add_column("system", overflow="fold")
+    for name in ("texts", "runs", "accuracy", "95 % interval", "NLL"):
         table.add_column(name, justify="right")
-    for system in sorted(report["systems"], key=lambda s: -s["accuracy"]["value"]):
-        accuracy = system["accuracy"]
+    for system in sorted(report["systems"], key=lambda s: (-s["train_texts"], -_accuracy(s))):
+        interval = system["accuracy"]
         table.add_row(
             escape(system["name"]),
             "–" if system["system"] in UNTRAINED else f"{system['train_texts']:,.0f}",
             str(len(system["runs"])),
-            _percent(accuracy["value"]),
-            _interval([accuracy["low"], accuracy["high"]]),
-            _percent(system["macro_f1"]["value"]),
+            _percent(_accuracy(system)),
+            f"{100 * interval['low']:.1f}–{100 * interval['high']:.1f} %",
             f"{system['nll']['value']:.3f}",
         )
     console.print(table)
@@ -74,8 +73,12 @@ def print_comparison(folder: Location, console: Console | None = None) -> None:
         if answer["verdict"] != "not asked":
             console.print(f"{answer['question']} {answer['words']}", markup=False)
     texts = sum(report["test"]["texts"].values())
-    console.print(f"{texts:,} test texts. Report: ", end="")
+    console.print(f"{texts:,} test texts; train texts are counted per class. Report: ", end="")
     console.print(str(folder / "report.html"), soft_wrap=True, markup=False)
+
+
+def _accuracy(system: dict[str, Any]) -> float:
+    return float(system["accuracy"]["value"])
 
 
 def _percent(value: float) -> str:
