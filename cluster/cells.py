@@ -46,6 +46,8 @@ class Cell:
     systems: tuple[str, ...]
     found: bool = False
     """Whether it is a run that was there before the comparison: its data is not read anew."""
+    prompted: bool = False
+    """Whether a system of the comparison, here or in another cell, asks with prompts."""
 
     @property
     def run(self) -> RunDirectory:
@@ -98,7 +100,7 @@ class Cell:
     def _prepared(self, dataset: Dataset, place: Workplace, systems: Sequence[str]) -> OpenCell:
         config, run = self.config, self.run
         models = [MODEL_SYSTEMS[name] for name in systems if name in MODEL_SYSTEMS]
-        if any(system.objective is None for system in models):
+        if self.prompted or any(system.objective is None for system in models):
             check_prompts(config.systems, dataset.classes)
         preparations = tuple(
             prepare_run(config, dataset, run, system=system, budget=place.budget)
@@ -238,6 +240,7 @@ def cells_of(
                     name=f"{texts} texts per class, seed {seed}",
                     config=config.model_copy(update=values),
                     systems=tuple(name for name in systems if alone or name not in UNTRAINED),
+                    prompted=not UNTRAINED.isdisjoint(systems),
                 )
             )
     return cells

@@ -116,7 +116,7 @@ class Problem:
 
 
 PROBLEMS = {
-    "order": Problem(write_order, epochs=16),
+    "order": Problem(write_order, epochs=20),
     "topic": Problem(write_topic, epochs=10),
     "imbalance": Problem(write_imbalance, epochs=8),
 }

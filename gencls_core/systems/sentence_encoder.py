@@ -60,6 +60,8 @@ class _Tuning:
     """Batches as in SetFit's paper; the rest as in its authors' library."""
 
     batch_pairs: int = 16
+    pass_pairs: int = 4
+    """Pairs of a batch that go through the encoder at once; their gradients add up to its own."""
     learning_rate: float = 2e-5
     warmup: float = 0.1
     """Part of all steps spent warming up."""
@@ -225,7 +227,8 @@ def tune(encoder: Any, texts: Sequence[str], pairs: Pairs, seed: int) -> None:
         arguments = library.SentenceTransformerTrainingArguments(
             output_dir=folder,
             num_train_epochs=1,
-            per_device_train_batch_size=_TUNING.batch_pairs,
+            per_device_train_batch_size=_TUNING.pass_pairs,
+            gradient_accumulation_steps=_TUNING.batch_pairs // _TUNING.pass_pairs,
             learning_rate=_TUNING.learning_rate,
             warmup_steps=round(_TUNING.warmup * steps),
             weight_decay=_TUNING.weight_decay,
