@@ -29,6 +29,7 @@ __all__ = [
     "fit_words",
     "folds_of",
     "labelled_texts",
+    "log_posteriors",
     "refuse_absent_classes",
     "rows_by_class",
     "train_targets",
@@ -135,6 +136,22 @@ def folds_of(targets_N: IntArray, seed: int) -> list[tuple[IntArray, IntArray]]:
         return []
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(targets_N)), targets_N))
+
+
+def log_posteriors(classifier: Any, features: Any) -> FloatArray:
+    """Give log P(class | text) of a logistic regression, [B, C], columns in the order of classes.
+
+    Args:
+        classifier: a fitted LogisticRegression of scikit-learn.
+        features: [B, F], sparse or dense.
+    """
+    from scipy.special import log_softmax
+
+    logits = classifier.decision_function(features)
+    if logits.ndim == 1:  # two classes: scikit-learn gives log P(1|x) − log P(0|x) only
+        logits = np.stack([np.zeros_like(logits), logits], axis=1)
+    scores_BC: FloatArray = log_softmax(logits, axis=1)
+    return scores_BC
 
 
 def words_between_spaces(texts: Sequence[str]) -> list[int]:

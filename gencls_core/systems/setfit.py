@@ -41,6 +41,7 @@ from gencls_core.systems.bag_of_words import (
     Learner,
     digest_parts,
     labelled_texts,
+    log_posteriors,
     rows_by_class,
     train_targets,
 )
@@ -143,7 +144,7 @@ class SetFitSystem:
         def score(batch: list[str]) -> tuple[FloatArray, list[int]]:
             read_B, more_B = tokens_read(encoder, batch)
             truncated.extend(more_B)
-            return _log_posteriors(head, embed(encoder, batch)), read_B
+            return log_posteriors(head, embed(encoder, batch)), read_B
 
         on_trained()
         tables = rows_by_class(dataset, split, self.quantity, score)
@@ -208,13 +209,3 @@ def _fit_head(embeddings_ND: FloatArray, targets_N: IntArray) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=1000).fit(embeddings_ND, targets_N)
-
-
-def _log_posteriors(head: Any, embeddings_BD: FloatArray) -> FloatArray:
-    from scipy.special import log_softmax
-
-    logits = head.decision_function(embeddings_BD)
-    if logits.ndim == 1:  # two classes: scikit-learn gives log P(1|x) − log P(0|x) only
-        logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    scores_BC: FloatArray = log_softmax(logits, axis=1)
-    return scores_BC

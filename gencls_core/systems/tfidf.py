@@ -25,6 +25,7 @@ from gencls_core.systems.bag_of_words import (
     digest_parts,
     fit_words,
     folds_of,
+    log_posteriors,
     rows_by_class,
     train_targets,
     words_between_spaces,
@@ -95,20 +96,10 @@ def score_with_tfidf(
 
     def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
         features_BF = vectorizer.transform(texts)
-        return _log_posteriors(classifier, features_BF), words_between_spaces(texts)
+        return log_posteriors(classifier, features_BF), words_between_spaces(texts)
 
     on_trained()
     return rows_by_class(dataset, split, "log_posterior", score)
-
-
-def _log_posteriors(classifier: Any, features_BF: Any) -> FloatArray:
-    from scipy.special import log_softmax
-
-    logits = classifier.decision_function(features_BF)
-    if logits.ndim == 1:  # two classes: scikit-learn gives log P(1|x) − log P(0|x) only
-        logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    scores: FloatArray = log_softmax(logits, axis=1)
-    return scores
 
 
 def _train(dataset: Dataset, seed: int) -> tuple[Any, Any]:
