@@ -26,13 +26,12 @@ import pyarrow.parquet as pq
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
 from gencls_core.remote_path import Location, RemotePath, store_failure
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
 from gencls_core.storage import filesystem_of
 
 __all__ = ["open_query", "run_query"]
 
-_CLASS_LM = "class-lm"
 _ALLOWED = {"SELECT", "EXPLAIN", "MULTI"}
 """DESCRIBE, SHOW, SUMMARIZE, VALUES and FROM come as SELECT, PIVOT as MULTI."""
 _SETTINGS = """
@@ -159,7 +158,7 @@ def _add_likelihoods(
 
     SQL names do not tell `Ja` from `ja`: a class that would repeat a name gets `_2`, `_3`, ….
     """
-    scored = {record.class_name for record in records if record.system == _CLASS_LM}
+    scored = {record.class_name for record in records if record.system == CLASS_LM}
     if not scored:
         return
     ordered = [name for name in classes if name in scored]
@@ -178,7 +177,7 @@ def _add_likelihoods(
     connection.execute(
         "CREATE TEMP VIEW likelihoods AS SELECT example_id, any_value(label) AS label, "
         f"any_value(num_tokens) AS num_tokens, {', '.join(columns)} FROM scores "
-        f"WHERE system = {_text(_CLASS_LM)} GROUP BY example_id"
+        f"WHERE system = {_text(CLASS_LM)} GROUP BY example_id"
     )
 
 

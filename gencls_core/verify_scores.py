@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gencls_core.remote_path import Location
+from gencls_core.run import CLASS_LM
 from gencls_core.score_records import SCORE_FORMAT, ShardRecord, shard_of_record
 from gencls_core.scores import READERS, ScoreStore
 from gencls_core.storage import class_directory_name, class_name_of
@@ -20,7 +21,6 @@ from gencls_core.verify_findings import Checked, Finding
 
 __all__ = ["check_scores"]
 
-CLASS_LM = "class-lm"
 _NAME = re.compile(r"system=([^/]+)/class=([^/]+)/_?shard-\d{5,}-of-\d{5,}\.(parquet|json)")
 
 

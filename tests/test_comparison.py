@@ -241,6 +241,13 @@ def test_variants_must_agree():
     assert one.verdict == "yes"
 
 
+def elsewhere(comparison: Comparison) -> Comparison:
+    """Give a comparison as if it were on other test texts."""
+    return comparison.model_copy(
+        update={"test": comparison.test.model_copy(update={"fingerprint": "0" * 64})}
+    )
+
+
 def test_the_pattern_on_other_data(run):
     score_anew(run, 0.9, 1)
     score_anew(run, 0.6, 2, "tfidf")
@@ -248,7 +255,9 @@ def test_the_pattern_on_other_data(run):
     assert {a.verdict for a in here.questions} == {"yes", "not asked"}
     assert here.questions[-1].verdict == "not asked"
     score_anew(run, 0.4, 3)
-    there = compare_runs([run], [here])
+    there = compare_runs([run], [elsewhere(here)])
     assert there.questions[-1].verdict == "no"
     assert "No here; yes on news <demo>" in there.questions[-1].words
-    assert compare_runs([run], [there]).questions[-1].verdict == "yes"
+    assert compare_runs([run], [elsewhere(there)]).questions[-1].verdict == "yes"
+    with pytest.raises(UsageError, match="says nothing of other ones"):
+        compare_runs([run], [here])

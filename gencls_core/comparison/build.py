@@ -19,6 +19,7 @@ from gencls_core.comparison.schema import (
     TextsReport,
 )
 from gencls_core.comparison.sizes import at_largest, largest_sample
+from gencls_core.errors import UsageError
 from gencls_core.intervals import Estimate, estimate_system
 from gencls_core.remote_path import uri_of
 from gencls_core.run import RunDirectory
@@ -43,9 +44,17 @@ def compare_runs(
     Raises:
         DataError: when the test texts have no label or all the same one.
         StoreError: when a directory is no run, or its scores are missing or contradict each other.
-        UsageError: when the runs were not scored on the same texts.
+        UsageError: when the runs were not scored on the same texts, or others were.
     """
     results = read_results(runs, systems)
+    fingerprint = results.dataset.split("test").fingerprint
+    if any(other.test.fingerprint == fingerprint for other in others):
+        raise UsageError.of(
+            "a comparison on these very test texts says nothing of other ones",
+            place="--also",
+            found=f"test split {fingerprint[:12]}",
+            remedy="name comparisons on other data",
+        )
     reports = [_system(condition) for condition in results.conditions]
     largest = largest_sample(results.conditions)
     pairs = [_pair(pair, largest) for pair in _compared(results)]

@@ -7,13 +7,13 @@ from typing import Literal
 
 from gencls_core.comparison.schema import Answer, Comparison, PairReport
 from gencls_core.comparison.words import points, significant, turned
+from gencls_core.run import CLASS_LM
 from gencls_core.significance import format_p
 
 __all__ = ["answers"]
 
 Verdict = Literal["yes", "no", "not shown", "not asked"]
 
-CLASS_LM = "class-lm"
 RIVALS = {
     "zero-shot": "Does training a language model per class beat zero-shot?",
     "discriminative": "Are the generative class models better than the discriminative model?",

@@ -35,13 +35,12 @@ from gencls_core.report.schema import (
     ReliabilityBinReport,
     Report,
 )
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import digest_of, publish_file, write_json
 
 __all__ = ["build_report"]
 
-CLASS_LM = "class-lm"
 
 T = TypeVar("T")
 
