@@ -47,8 +47,8 @@ WINS = 0.9
 BASES = 5
 SPREAD = {"order": 0.09, "topic": 0.04}
 """Standard deviation of an untrained base's accuracy, measured over the weights of 30 seeds and
-rounded up (means 0.50). It is more than the noise of the test texts: a random function of a text may well prefer one
-class's words."""
+rounded up (means 0.50). It is more than the noise of the test texts: a random function of a text
+may well prefer one class's words."""
 
 
 @pytest.fixture(scope="module")
