@@ -79,10 +79,10 @@ def compare(
     if len({uri_of(path) for path in runs}) < len(runs):
         raise UsageError.of("the same run twice", found=", ".join(uri_of(path) for path in runs))
     refuse_temporary(output)
+    manifests = [RunDirectory(path).manifest() for path in runs]
     require_same_texts([RunDirectory(path) for path in runs])
     cells = []
-    for path in runs:
-        manifest = RunDirectory(path).manifest()
+    for path, manifest in zip(runs, manifests, strict=True):
         config = parse_run_config(manifest["config"], place=uri_of(path / "run.json"))
         values = {"output_dir": path, "compute": _as_made(compute, manifest)}
         config = config.model_copy(update=values)
