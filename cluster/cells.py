@@ -155,7 +155,11 @@ class OpenCell:
         ]
 
     def write_manifest(self, status: RunStatus, seconds: float = 0.0) -> None:
-        """Say in `run.json` what the cell is and how it stands; a found run says so already."""
+        """Say in `run.json` what the cell is and how it stands; a found run says so already.
+
+        Each system keeps the settings that its scores were made with: an earlier command may have
+        made some of them, with others.
+        """
         if self.cell.found:
             return
         run = self.cell.run
@@ -163,6 +167,10 @@ class OpenCell:
         manifest = cell_manifest(
             self.cell.config, self.dataset, self.preparations, self.cell.systems, previous
         )
+        lacking = {found.system.name for found in self.missing} | {s.name for s in self.light}
+        made = [n for n in self.cell.systems if status == "finished" or n not in lacking]
+        settings = dict.fromkeys(made, manifest["config"])
+        manifest["settings"] = {**previous.get("settings", {}), **settings}
         spent = (previous.get("seconds") or 0.0) + seconds
         run.write_manifest({**manifest, "status": status, "seconds": round(spent, 2)})
 

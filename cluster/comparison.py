@@ -19,6 +19,7 @@ from gencls_core.errors import UsageError, counted
 from gencls_core.events import Event, StageFinished, StageStarted
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
+from gencls_core.storage import children
 from gencls_core.systems.registry import check_names
 
 __all__ = ["compare", "compare_systems"]
@@ -51,7 +52,8 @@ def compare_systems(
     check_names(systems)
     check_systems(config, systems)
     cells = cells_of(config, systems, sizes, seeds)
-    yield from _compare(cells, others, config.output_dir, config.compute)
+    chosen = [cell.systems for cell in cells]
+    yield from _compare(cells, chosen, others, config.output_dir, config.compute)
 
 
 def compare(
@@ -60,8 +62,10 @@ def compare(
     others: Sequence[Location],
     output: Location,
     compute: ComputeConfig,
+    *,
+    only: bool = False,
 ) -> Iterator[Event]:
-    """Compare every system in some runs; the last event's message is the folder of the report.
+    """Compare systems in some runs; the last event's message is the folder of the report.
 
     Args:
         runs: run directories with the same test texts.
@@ -69,6 +73,7 @@ def compare(
         others: folders of comparisons on other test texts.
         output: where the report goes.
         compute: what Ray may use.
+        only: whether nothing but `systems` is compared; else all that the runs hold.
 
     Raises:
         DataError: when the test texts cannot tell systems apart.
@@ -79,6 +84,14 @@ def compare(
     if len({uri_of(path) for path in runs}) < len(runs):
         raise UsageError.of("the same run twice", found=", ".join(uri_of(path) for path in runs))
     refuse_temporary(output)
+    for path in runs:
+        if children(path / "cells"):
+            raise UsageError.of(
+                "the folder of a comparison, not a run",
+                place=path,
+                expected="run directories",
+                remedy=f"name its cells: {uri_of(path)}/cells/*/*",
+            )
     manifests = [RunDirectory(path).manifest() for path in runs]
     require_same_texts([RunDirectory(path) for path in runs])
     cells = []
@@ -87,7 +100,8 @@ def compare(
         values = {"output_dir": path, "compute": _as_made(compute, manifest)}
         config = config.model_copy(update=values)
         cells.append(Cell(uri_of(path), config, tuple(systems), found=True))
-    yield from _compare(cells, others, output, compute)
+    chosen = [systems if only else None] * len(cells)
+    yield from _compare(cells, chosen, others, output, compute)
 
 
 def _as_made(compute: ComputeConfig, manifest: dict[str, Any]) -> ComputeConfig:
@@ -98,6 +112,7 @@ def _as_made(compute: ComputeConfig, manifest: dict[str, Any]) -> ComputeConfig:
 
 def _compare(
     cells: Sequence[Cell],
+    chosen: Sequence[Sequence[str] | None],
     others: Sequence[Location],
     output: Location,
     compute: ComputeConfig,
@@ -108,8 +123,7 @@ def _compare(
     with ExitStack() as stack:
         yield from _complete(stack, cells, compute)
     began = time.perf_counter()
-    yield StageStarted("compare", "drawing texts again, 2,000 times for every system")
-    chosen = [None if cell.found else cell.systems for cell in cells]
+    yield StageStarted("compare", "drawing texts and seeds again, thousands of times")
     comparison = compare_runs([cell.run for cell in cells], elsewhere, chosen)
     publish_comparison(comparison, output)
     yield StageFinished("compare", uri_of(output), time.perf_counter() - began)
@@ -128,7 +142,7 @@ def _complete(stack: ExitStack, cells: Sequence[Cell], compute: ComputeConfig) -
     lacking = sum(cell.lacking for cell in opened)
     yield StageFinished(
         "prepare",
-        f"{counted(len(cells), 'run')}, {lacking or 'no'} systems to be trained or scored",
+        f"{counted(len(cells), 'run')}, {counted(lacking, 'score set')} to be made",
         time.perf_counter() - began - waited,
     )
     for cell in opened:

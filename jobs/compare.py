@@ -47,7 +47,9 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.argument("runs", nargs=-1, type=LocationType(), metavar="[RUN]...")
 @click.option(
     "--systems",
-    help=f"What is compared.  [default: {OF_DATA}; with RUNs, what is in them and {OF_RUNS}]",
+    help="What is compared, of class-lm, zero-shot, discriminative, masked-lm, "
+    "masked-lm-untrained, setfit, tfidf, nbsvm, naive-bayes and majority; what a RUN lacks of it "
+    f"is made there.  [default: {OF_DATA}; with RUNs, all that is in them and {OF_RUNS}]",
 )
 @click.option(
     "--train-sizes",
@@ -123,12 +125,13 @@ def compare_command(
             remedy="leave --data and --data-dir out" if runs else "--data-dir FOLDER, or RUNs",
         )
     names = _names(systems or (OF_RUNS if runs else OF_DATA))
-    if not names:
+    if not names or systems == "":
         raise UsageError.of("no system", place="--systems", found=repr(systems))
     if runs:
         _refuse_settings(click.get_current_context())
         folder = as_location(str(output_dir))
-        draw(compare([run.absolute() for run in runs], names, also, folder, config.compute))
+        paths = [run.absolute() for run in runs]
+        draw(compare(paths, names, also, folder, config.compute, only=systems is not None))
     else:
         folder = config.output_dir
         draw(compare_systems(config, names, train_sizes, seeds, also))

@@ -119,7 +119,7 @@ def test_the_same_command_again_makes_nothing_and_starts_no_ray(compared, shared
     import ray
 
     said = succeed(*command(folder))
-    assert "no systems to be trained or scored" in said
+    assert "0 score sets to be made" in said
     assert not ray.is_initialized()
     assert [commits(cell(folder, size)) for size in (5, 12)] == before
     for size in (5, 12):
@@ -174,6 +174,26 @@ def test_more_seeds_and_other_systems_keep_what_is_there(compared, shared_ray):
     one, other = (cell(folder, 5, seed).dataset() for seed in (0, 1))
     assert one.split("test").fingerprint == other.split("test").fingerprint
     assert one.split("train").fingerprint != other.split("train").fingerprint
+
+
+def test_scores_keep_the_settings_that_they_were_made_with(compared, shared_ray, tmp_path):
+    """A later command names other settings and other systems: nothing is attributed to them."""
+    folder, _ = compared
+    shared_ray.start()
+    succeed(*command(folder, "--epochs", "7", systems=("naive-bayes",)))
+    run = cell(folder, 12)
+    manifest = run.manifest()
+    assert manifest["config"]["training"]["epochs"] == 7
+    assert manifest["settings"]["class-lm"]["training"]["epochs"] == 1
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert {system["name"] for system in report["systems"]} == {"naive-bayes"}
+    runs = (str(run.path), str(cell(folder, 5).path))
+    output = ("--output-dir", str(tmp_path / "chosen"))
+    succeed("compare", *runs, "--systems", "class-lm,tfidf", *output)
+    report = json.loads((tmp_path / "chosen" / "report.json").read_text())
+    assert {system["name"] for system in report["systems"]} == {"class-lm", "tfidf"}
+    code, said = gencls("compare", str(folder / "out"), *output)
+    assert (code, "/cells/*/*" in said) == (2, True)
 
 
 @pytest.mark.parametrize(

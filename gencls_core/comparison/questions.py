@@ -71,7 +71,8 @@ def _pattern(here: Sequence[Answer], others: Sequence[Comparison]) -> Answer:
     question = "Does the pattern hold on the other data sets?"
     asked = [answer for answer in here if answer.verdict != "not asked"]
     if not others or not asked:
-        words = "Not asked: no comparison on another data set was given."
+        why = "no comparison on another data set was given"
+        words = f"Not asked: {why if asked else 'none of the questions was asked here'}."
         return Answer(question=question, verdict="not asked", words=words)
     lines, verdicts = [], []
     for answer in asked:
@@ -86,6 +87,9 @@ def _pattern(here: Sequence[Answer], others: Sequence[Comparison]) -> Answer:
         verdicts += [(answer.verdict, verdict) for verdict in there.values()]
         said = ", ".join(f"{verdict} on {name}" for name, verdict in there.items())
         lines.append(f"{answer.question} {answer.verdict.capitalize()} here; {said}.")
+    if not lines:
+        words = "Not asked: the other comparisons did not ask these questions."
+        return Answer(question=question, verdict="not asked", words=words)
     return Answer(question=question, verdict=_agreement(verdicts), words=" ".join(lines))
 
 

@@ -203,7 +203,7 @@ def _require_same_texts(
 
 def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemRun:
     manifest = run.manifest()
-    config, dataset = _config_of(run, manifest), run.dataset()
+    config, dataset = _config_of(run, manifest, system), run.dataset()
     records = run.scores.records(system)
     calibrated = inference.calibrated is not None
     chosen = inference.calibrated if inference.calibrated is not None else inference.log_posterior
@@ -223,8 +223,10 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
     )
 
 
-def _config_of(run: RunDirectory, manifest: dict[str, Any]) -> RunConfig:
-    return parse_run_config(manifest["config"], place=uri_of(run.manifest_path))
+def _config_of(run: RunDirectory, manifest: dict[str, Any], system: str) -> RunConfig:
+    """Give the settings that a system's scores were made with; mostly those of the run."""
+    values = manifest.get("settings", {}).get(system, manifest["config"])
+    return parse_run_config(values, place=uri_of(run.manifest_path))
 
 
 def _train_texts(dataset: Dataset, sample: int | None) -> float:

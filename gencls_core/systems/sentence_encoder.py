@@ -100,7 +100,7 @@ def why_no_encoder(model: str | None, learner: Learner) -> GenclsError | None:
 
 def _why_no_library(learner: Learner) -> GenclsError | None:
     needed = f"{_LIBRARY}>={'.'.join(map(str, _OLDEST))}"
-    remedy = f"`pip install '{needed}'`, or {learner.way_out}"
+    remedy = f"`pip install 'gencls[setfit]'`, or {learner.way_out}"
     if find_spec(_LIBRARY.replace("-", "_")) is None:
         return UsageError.of(
             f"{learner.title} needs a package that is not installed",
