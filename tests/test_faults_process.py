@@ -129,8 +129,10 @@ def test_killed_refused_and_interrupted(trained):
     assert "nothing to train" in said
     assert status(trained) == "finished"
     counts = committed(trained)
-    assert len([key for key in counts if key[0] == "test"]) == total
-    # SIGKILL may come between the commit and its line in the log, never the other way.
+    # SIGKILL may come between a commit and its line in the log, never the other way: while the driver
+    # is held, its actor commits the shard in hand, and nobody is there to log it.
+    logged = [key for key in counts if key[0] == "test"]
+    assert total - len(logged) in (0, len(CLASSES))
     assert set(counts.values()) == {1}
     rows = read_scores(trained / "run" / "scores")
     pairs = Counter(zip(rows["example_id"].to_pylist(), rows["class"].to_pylist(), strict=True))
