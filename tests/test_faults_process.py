@@ -129,8 +129,8 @@ def test_killed_refused_and_interrupted(trained):
     assert "nothing to train" in said
     assert status(trained) == "finished"
     counts = committed(trained)
-    # SIGKILL may come between a commit and its line in the log, never the other way: while the driver
-    # is held, its actor commits the shard in hand, and nobody is there to log it.
+    # SIGKILL may come between a commit and its line in the log, never the other way: while the
+    # driver is held, its actor commits the shard in hand, and nobody is there to log it.
     logged = [key for key in counts if key[0] == "test"]
     assert total - len(logged) in (0, len(CLASSES))
     assert set(counts.values()) == {1}
