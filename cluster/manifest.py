@@ -12,6 +12,7 @@ from gencls_core.config import RunConfig
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.run import CLASS_LM, RunDirectory, environment
+from gencls_core.scoring_job import model_names
 
 __all__ = [
     "cell_manifest",
@@ -65,10 +66,8 @@ def trained_models(preparation: Preparation) -> tuple[ClassModel, ...]:
     Raises:
         StoreError: when one is missing.
     """
-    system, classes = preparation.system, preparation.dataset.classes
-    if system.objective is None:
-        return ()
-    names = classes if system.model_per_class else ("",)
+    system = preparation.system
+    names = model_names(system, preparation.dataset.classes)
     digests = {name: preparation.digest_of(name) for name in names}
     return committed_models(preparation.run, names, digests, system.name)
 

@@ -27,7 +27,7 @@ from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision, resolve_precision
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
-from gencls_core.scoring_job import ModelSystem, ScoringJob
+from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names
 from gencls_core.scratch import scratch_preset
 from gencls_core.systems.class_lm import ClassLm
 from gencls_core.training_task import TrainingTask
@@ -250,13 +250,9 @@ def _models_to_train(
     Raises:
         UsageError: when `--class-id` names no class.
     """
-    if system.objective is None:
-        return []
-    if not system.model_per_class:
-        return [(0, "")]
-    numbered = list(enumerate(dataset.classes))
+    numbered = list(enumerate(model_names(system, dataset.classes)))
     wanted = config.class_id
-    if wanted is None:
+    if wanted is None or not system.model_per_class:
         return numbered
     if wanted >= len(numbered):
         raise UsageError.of(

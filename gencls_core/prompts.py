@@ -22,13 +22,34 @@ from gencls_core.datasets.reading import closest
 from gencls_core.errors import ModelError, UsageError
 from gencls_core.score_matrix import FloatArray
 
-__all__ = ["check_prompts", "mixture", "prompts_for", "refuse_unusable_tokens"]
+__all__ = [
+    "check_prompts",
+    "mixture",
+    "prompt_parts",
+    "prompts_for",
+    "refuse_unusable_tokens",
+]
 
 
 def prompts_for(systems: SystemsConfig, class_name: str) -> tuple[str, ...]:
     """Give the prompts of a class: every `{class}` is replaced by its words."""
     words = systems.class_words.get(class_name, class_name)
     return tuple(prompt.replace("{class}", words) for prompt in systems.prompts)
+
+
+def prompt_parts(
+    systems: SystemsConfig, classes: Sequence[str], class_name: str
+) -> dict[str, list[str]]:
+    """Give what a class's rows depend on: its prompts, and through the windows those of all.
+
+    All classes are read in the windows that the longest of all prompts leaves. How long that is,
+    only the tokenizer tells, which is not loaded for it: any other prompt counts.
+    """
+    every = {prompt for name in classes for prompt in prompts_for(systems, name)}
+    return {
+        "prompts": list(prompts_for(systems, class_name)),
+        "prompts_of_all": sorted(every),
+    }
 
 
 def check_prompts(systems: SystemsConfig, classes: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ Whoever plans work reads these and loads neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -22,7 +22,7 @@ from gencls_core.precision import Precision
 from gencls_core.scores import Quantity
 from gencls_core.training_task import ObjectiveName
 
-__all__ = ["BaseKind", "ModelSystem", "Models", "ScoringJob"]
+__all__ = ["BaseKind", "ModelSystem", "Models", "ScoringJob", "model_names"]
 
 BaseKind = Literal["causal", "masked"]
 
@@ -83,6 +83,13 @@ class ModelSystem(Protocol):
 
     def load(self, job: ScoringJob, classes: frozenset[str]) -> Models:
         """Load the models of some classes onto the job's device."""
+
+
+def model_names(system: ModelSystem, classes: Sequence[str]) -> tuple[str, ...]:
+    """Give the class of each model that a system trains; one of all classes has an empty name."""
+    if system.objective is None:
+        return ()
+    return tuple(classes) if system.model_per_class else ("",)
 
 
 @dataclass(frozen=True)

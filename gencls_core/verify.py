@@ -29,6 +29,7 @@ from gencls_core.errors import DataError, StoreError
 from gencls_core.ownership import _Other, own
 from gencls_core.remote_path import store_failure
 from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.scoring_job import model_names
 from gencls_core.storage import (
     TEMPORARY_NAME,
     children,
@@ -93,7 +94,7 @@ def verify(run: RunDirectory) -> Verification:
     total = Checked(datasets=1, findings=[*_strangers(files), *_owners(run), *found])
     total.add(check_bases(run, files))
     for system in _trained_systems(files, manifest.get("systems", [CLASS_LM])):
-        names = classes if MODEL_SYSTEMS[system].model_per_class else ("",)
+        names = model_names(MODEL_SYSTEMS[system], classes)
         total.add(check_models(run, files, names, system))
     total.add(_scores_of(run, files, classes, dataset, dataset))
     for name in sorted({name.split("/")[1] for name in files if name.startswith("evaluations/")}):

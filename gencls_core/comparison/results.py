@@ -24,7 +24,7 @@ from gencls_core.report.inference import Inference, infer, origin_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import ShardRecord
-from gencls_core.scoring_job import ModelSystem
+from gencls_core.scoring_job import ModelSystem, model_names
 from gencls_core.storage import digest_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED
 
@@ -111,7 +111,9 @@ def read_results(
     found: list[SystemRun] = []
     notes = _Notes(runs)
     for run, chosen in zip(runs, systems or [None] * len(runs), strict=True):
-        for system in _systems_of(run, chosen):
+        wanted = _systems_of(run, chosen)
+        require_same_texts([runs[0], run])
+        for system in wanted:
             try:
                 inference = infer(run, system=system)
             except StoreError:
@@ -125,8 +127,9 @@ def read_results(
                 _require_labels(run, inference)
             _require_same_texts(runs[0], first, run, inference)
             found.append(_system_run(run, system, inference))
+        told = runs[0].dataset().warnings
         for note in run.manifest().get("notes", []):
-            if note not in runs[0].dataset().warnings:
+            if note not in told:
                 notes.add(run, note)
     assert first is not None
     conditions = tuple(_conditions(_without_copies(found), first))
@@ -198,7 +201,6 @@ def _require_same_texts(
     )
     if not same:
         raise with_other_texts(run, other)
-    require_same_texts([run, other])
 
 
 def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemRun:
@@ -292,7 +294,7 @@ def _train_seconds(
     if known.objective is None:
         return None
     origin = origin_of(run, manifest)
-    names = manifest["classes"] if known.model_per_class else [""]
+    names = model_names(known, manifest["classes"])
     models = [ClassModel.find(origin.model_path(name, system)) for name in names]
     return sum(model.training.seconds for model in models if model is not None) or None
 

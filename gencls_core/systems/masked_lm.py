@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gencls_core.masked_draws import MASK_FORMAT
-from gencls_core.prompts import check_prompts, prompts_for
+from gencls_core.prompts import check_prompts, prompt_parts
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
 from gencls_core.training_task import ObjectiveName
@@ -53,17 +53,8 @@ class UntrainedMaskedLm:
     model_per_class: bool = False
 
     def depends_on(self, job: ScoringJob, class_name: str) -> dict[str, Any]:
-        """Rows also depend on the class's prompts, and through the window on those of all classes.
-
-        All classes are read in the window that the longest of all prompts leaves. How long that
-        is, only the tokenizer tells, which is not loaded for it: any other prompt counts.
-        """
-        every = {prompt for name in job.classes for prompt in prompts_for(job.systems, name)}
-        return {
-            **_of_likelihood(job),
-            "prompts": list(prompts_for(job.systems, class_name)),
-            "prompts_of_all": sorted(every),
-        }
+        """Rows also depend on the class's prompts, and through the window on those of all."""
+        return {**_of_likelihood(job), **prompt_parts(job.systems, job.classes, class_name)}
 
     def load(self, job: ScoringJob, classes: frozenset[str]) -> Models:
         """Load the base model, which serves all classes, whichever are asked for.

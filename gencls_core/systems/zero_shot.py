@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gencls_core.prompts import check_prompts, prompts_for
+from gencls_core.prompts import check_prompts, prompt_parts, prompts_for
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
 from gencls_core.training_task import ObjectiveName
@@ -30,11 +30,7 @@ class ZeroShot:
 
     def depends_on(self, job: ScoringJob, class_name: str) -> dict[str, Any]:
         """Rows depend on the class's prompts, and through the windows on those of all classes."""
-        every = {prompt for name in job.classes for prompt in prompts_for(job.systems, name)}
-        return {
-            "prompts": list(prompts_for(job.systems, class_name)),
-            "prompts_of_all": sorted(every),
-        }
+        return prompt_parts(job.systems, job.classes, class_name)
 
     def load(self, job: ScoringJob, classes: frozenset[str]) -> Models:
         """Load the base model, which serves all classes, whichever are asked for.
