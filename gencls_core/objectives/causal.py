@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gencls_core.errors import TrainingError
 from gencls_core.likelihood import window_log_probs
 from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
+from gencls_core.objectives.texts import OfTexts
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import (
     SequencePolicy,
@@ -30,7 +31,7 @@ __all__ = ["CausalObjective"]
 _Pass = tuple[list[TokenizedText], list[Window]]
 
 
-class CausalObjective:
+class CausalObjective(OfTexts[TokenizedText]):
     """A causal language model and the tokenised texts of one class."""
 
     def __init__(
@@ -40,10 +41,9 @@ class CausalObjective:
         texts: list[TokenizedText],
         held_out: list[TokenizedText],
     ) -> None:
+        super().__init__(texts, held_out)
         self._lm = lm
         self._policy = policy
-        self._texts = texts
-        self._held_out = held_out
 
     @classmethod
     def of(cls, task: TrainingTask) -> CausalObjective:
@@ -63,20 +63,6 @@ class CausalObjective:
     def model(self) -> nn.Module:
         """The language model."""
         return self._lm.model
-
-    @property
-    def lengths(self) -> list[int]:
-        """Scored tokens of each text."""
-        return [len(text) for text in self._texts]
-
-    @property
-    def held_out(self) -> int:
-        """Number of held-out texts."""
-        return len(self._held_out)
-
-    def units(self, numbers: Sequence[int]) -> int:
-        """Count scored tokens."""
-        return sum(len(self._texts[number]) for number in numbers)
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
         """Cut texts into windows, and windows into passes."""

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from gencls_core.classifier_loading import add_adapter, load_classifier
 from gencls_core.classifiers import Classifier, ReadText, text_batches
 from gencls_core.errors import TrainingError
+from gencls_core.objectives.texts import OfTexts
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["ClassificationObjective"]
 
 
-class ClassificationObjective:
+class ClassificationObjective(OfTexts[ReadText]):
     """A classifier and the tokenised texts of all classes, each with its class number."""
 
     def __init__(
@@ -31,10 +32,9 @@ class ClassificationObjective:
         held_out: list[ReadText],
         held_out_labels: Sequence[int],
     ) -> None:
+        super().__init__(texts, held_out)
         self._classifier = classifier
-        self._texts = texts
         self._labels = labels
-        self._held_out = held_out
         self._held_out_labels = held_out_labels
 
     @classmethod
@@ -54,16 +54,6 @@ class ClassificationObjective:
     def model(self) -> nn.Module:
         """The classifier."""
         return self._classifier.model
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens read of each text, BOS included: none is empty."""
-        return [len(text) for text in self._texts]
-
-    @property
-    def held_out(self) -> int:
-        """Number of held-out texts."""
-        return len(self._held_out)
 
     def units(self, numbers: Sequence[int]) -> int:
         """Count texts: a long one decides its class once, as a short one does."""

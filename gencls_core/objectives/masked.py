@@ -22,6 +22,7 @@ from gencls_core.masked_loading import load_masked_lm, masked_tokenizer_digest
 from gencls_core.masked_models import MaskedLM
 from gencls_core.masked_training import mask_for_training, masked_loss
 from gencls_core.models import attach_lora
+from gencls_core.objectives.texts import OfTexts
 from gencls_core.tokenization import Window, batches_by_token_budget
 from gencls_core.training_task import TrainingTask
 
@@ -38,16 +39,18 @@ draw leaves 0.015. Twice as many draws gain little.
 _Pass = list[MaskedRow]
 
 
-class MaskedObjective:
-    """A masked language model and the tokenised texts of one class."""
+class MaskedObjective(OfTexts[MaskedText]):
+    """A masked language model and the tokenised texts of one class.
+
+    Masked or not, the loss stands for all own tokens of a text.
+    """
 
     def __init__(
         self, lm: MaskedLM, texts: list[MaskedText], held_out: list[MaskedText], seed: int
     ) -> None:
         """Take texts with a token each, cut with one window; `seed` is that of all masks."""
+        super().__init__(texts, held_out)
         self._lm = lm
-        self._texts = texts
-        self._held_out = held_out
         self._seed = seed
 
     @classmethod
@@ -65,20 +68,6 @@ class MaskedObjective:
     def model(self) -> nn.Module:
         """The language model."""
         return self._lm.model
-
-    @property
-    def lengths(self) -> list[int]:
-        """Own tokens of each text."""
-        return [len(text) for text in self._texts]
-
-    @property
-    def held_out(self) -> int:
-        """Number of held-out texts."""
-        return len(self._held_out)
-
-    def units(self, numbers: Sequence[int]) -> int:
-        """Count own tokens: masked or not, the loss stands for all of them."""
-        return sum(len(self._texts[number]) for number in numbers)
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
         """Cut texts into windows, mask each as the epoch says, and group them into passes."""
