@@ -327,7 +327,7 @@ def _prepare_with_models(
     device = device_of(budget, config.compute)
     precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
     work = workload_of(
-        config, texts.dataset, precision, models=len(models), trainings=0, scores=True
+        config, texts.dataset, precision, device, models=len(models), trainings=0, scores=True
     )
     return Preparation(
         config=config,

@@ -28,7 +28,7 @@ PROCESS_BYTES = 800 * 10**6
 """Python with torch, transformers and Ray's worker, before any model."""
 CUDA_CONTEXT_BYTES = 600 * 10**6
 HEAD_CHUNK_BYTES = 3 * 2**26
-"""Logits of one chunk, their exponentials and their gradient (gencls_core.likelihood)."""
+"""Logits held at once with what is made of them (gencls_core.likelihood)."""
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 BYTES_PER_TOKEN = 3
 """Careful estimate of text bytes per token, where texts are not tokenised yet."""
@@ -88,17 +88,19 @@ def process_bytes(device: Device) -> int:
 def training_bytes(size: ModelSize, work: Workload, tokens_per_pass: int) -> int:
     """Estimate the memory of one training, without the process itself."""
     trained = size.parameters
-    weights = 4 * size.parameters
+    half = work.precision in ("bf16", "fp16")
+    # In 16 bits, passes go through a copy of the weights, whoever makes it: we or autocast.
+    weights = (4 + 2 * half) * size.parameters
     if work.lora_rank is not None:
         # Two matrices of rank r on some seven linear maps a layer.
         trained = 2 * 7 * work.lora_rank * size.width * size.layers
         weights += 4 * trained
     optimiser = 12 * trained
-    per_value = 34 if work.precision in ("bf16", "fp16") else 68
+    per_value = 34 if half else 68
     layers = size.layers
     if work.gradient_checkpointing:
         # Only each layer's input is kept, and one layer's inside while it is recomputed.
-        kept = 2 * size.width * layers * (1 if per_value == 34 else 2)
+        kept = 2 * size.width * layers * (1 if half else 2)
         activations = tokens_per_pass * (kept + per_value * size.width)
     else:
         activations = tokens_per_pass * per_value * size.width * layers

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.capacity import Device
 from cluster.resources import (
     Budget,
     ModelSize,
@@ -189,7 +190,9 @@ def prepare_run(
     done = all(found.values()) and not torn
     trainings = 0 if done else len(wanted)
     held = len(dataset.classes) if system.model_per_class else 1
-    work = workload_of(config, dataset, precision, models=held, trainings=trainings, scores=scores)
+    work = workload_of(
+        config, dataset, precision, device, models=held, trainings=trainings, scores=scores
+    )
     return Preparation(
         config=config,
         run=run,
@@ -216,6 +219,7 @@ def workload_of(
     config: RunConfig,
     dataset: Dataset,
     precision: Precision,
+    device: Device,
     *,
     models: int,
     trainings: int,
@@ -235,7 +239,7 @@ def workload_of(
         longest_text_bytes=max(info.longest_text_bytes for info in dataset.splits.values()),
         window=config.sequence.window,
         max_length=config.sequence.max_length,
-        tokens_per_batch=config.scoring.tokens_per_batch,
+        tokens_per_batch=config.scoring.batch_tokens(device),
         precision=precision,
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from gencls_core.attention import use_causal_attention
 from gencls_core.class_models import ClassModel
 from gencls_core.classifiers import HEAD, Classifier, ReadText
 from gencls_core.errors import ModelError
@@ -85,6 +86,7 @@ def load_classifier(
             else "weights of trunk and head",
             remedy=_WITHOUT if new_head else _AGAIN,
         )
+    use_causal_attention(model)
     return wrap_classifier(model, tokenizer, classes, place=resolved.name)
 
 

@@ -175,7 +175,7 @@ def _scores(
     scoring: ScoringConfig,
     on_batch: OnBatch,
 ) -> MaskedScores:
-    budget = scoring.tokens_per_batch
+    budget = scoring.batch_tokens(job.device)
     if job.systems.masked_likelihood == "pseudo":
         return score_pseudo(lm, texts, tokens_per_batch=budget, on_batch=on_batch)
     return score_masked(

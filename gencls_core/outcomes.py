@@ -168,5 +168,4 @@ def ece_if_calibrated(
 def _bins(outcomes: Outcomes) -> IntArray:
     """Give each prediction's bin, as metrics.reliability_bins does: upper edges included."""
     edges = np.linspace(0.0, 1.0, RELIABILITY_BINS + 1)
-    bins_SN = np.searchsorted(edges, outcomes.confidence_SN, side="left") - 1
-    return np.clip(bins_SN, 0, RELIABILITY_BINS - 1)
+    return np.searchsorted(edges[1:-1], outcomes.confidence_SN, side="left")

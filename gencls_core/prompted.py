@@ -94,7 +94,7 @@ class PromptedModel:
                 lm,
                 texts_N,
                 window=window,
-                tokens_per_batch=scoring.tokens_per_batch,
+                tokens_per_batch=scoring.batch_tokens(next(lm.model.parameters()).device.type),
                 on_batch=count,
             )
             scores_PN.append(found.token_scores)

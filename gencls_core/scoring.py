@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.likelihood import window_log_probs
+from gencls_core.likelihood import token_log_probs, window_states
 from gencls_core.loaded_models import LoadedClassModels
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import CausalLM, load_causal_lm, tokenizer_digest
@@ -88,7 +88,9 @@ def _score_batch(
     lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window], device: torch.device
 ) -> NDArray[np.float32]:
     """Score one padded batch; gives the scored positions of its windows, one after the other."""
-    result: NDArray[np.float32] = window_log_probs(lm, texts, batch, device).cpu().numpy()
+    hidden_ND, targets_N = window_states(lm, texts, batch, device)
+    log_probs_N = token_log_probs(hidden_ND, lm.head, targets_N, lm.vocabulary)
+    result: NDArray[np.float32] = log_probs_N.cpu().numpy()
     return result
 
 
@@ -156,18 +158,19 @@ class ClassModelSet:
         """
         lm = self.model(class_name)
         policy = self.policy(sequence)
+        tokens = scoring.batch_tokens(next(lm.model.parameters()).device.type)
         ids = encoded if encoded is not None else self.encode(examples)
-        texts = [TokenizedText.of(tokens, policy) for tokens in ids]
+        texts = [TokenizedText.of(own, policy) for own in ids]
         scores = score_texts(
             lm,
             texts,
             window=policy.window,
-            tokens_per_batch=scoring.tokens_per_batch,
+            tokens_per_batch=tokens,
             on_batch=on_batch,
         )
         loss_scores = None
         if scoring.likelihood == "loss":
-            loss_scores = _loss_scores(lm, ids, policy, scoring.tokens_per_batch)
+            loss_scores = _loss_scores(lm, ids, policy, tokens)
         return score_table(examples, texts, scores, policy, scoring, loss_scores)
 
     def encode(self, examples: pa.Table) -> list[list[int]]:

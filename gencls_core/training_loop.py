@@ -26,6 +26,7 @@ from gencls_core.precision import Precision
 from gencls_core.training_batches import Batches, Loader, TextNumbers
 from gencls_core.training_callbacks import Meter, Saver, not_finite
 from gencls_core.training_task import TrainingTask
+from gencls_core.working_copy import WorkingCopy
 
 __all__ = ["ObjectiveTrainer", "count_steps", "trainer_arguments"]
 
@@ -98,6 +99,10 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         self._lengths = objective.lengths
         self._tokens_per_pass = max(task.tokens_per_pass, 1)
         self._precision = task.precision
+        self._working_copy = None
+        if task.precision == "bf16" and task.device == "cpu":
+            self._working_copy = WorkingCopy(objective.model, torch.bfloat16)
+            objective.compute_with(self._working_copy.model)
         self._batches = Batches(self._lengths, task.training)
         self._meter = Meter(self, on_progress)
         self._before_save = before_save
@@ -182,7 +187,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: int | None = None,
     ) -> Tensor:
         """Add one batch's gradients pass by pass; gives its share of the step's loss."""
-        model.train()
+        self._prepare(training=True)
         numbers = inputs["numbers"].tolist()
         units = num_items_in_batch or self._objective.units(numbers)
         total = torch.zeros((), device=self.args.device)
@@ -200,14 +205,22 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         self._before_save()
         super()._save_checkpoint(*arguments, **options)
 
+    def _prepare(self, *, training: bool) -> None:
+        """Set the mode, and bring the working copy up to date."""
+        self._objective.model.train(training)
+        if self._working_copy is not None:
+            self._working_copy.model.train(training)
+            self._working_copy.refresh()
+
     def _autocast(self) -> torch.autocast:
         # accelerate wraps model.forward only, and we call trunk and head apart.
         dtype = torch.float16 if self._precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.args.device.type, dtype=dtype, enabled=self._precision != "fp32")
+        enabled = self._precision != "fp32" and self._working_copy is None
+        return torch.autocast(self.args.device.type, dtype=dtype, enabled=enabled)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Measure the held-out negative log-likelihood, nats per unit."""
-        self._objective.model.eval()
+        self._prepare(training=False)
         with self._autocast():
             nll = self._objective.held_out_nll(self._tokens_per_pass)
         metrics = {"eval_nll": nll}

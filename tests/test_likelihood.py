@@ -9,7 +9,7 @@ from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
 
 from gencls_core import likelihood
 from gencls_core.config import SequenceConfig
-from gencls_core.likelihood import token_log_probs
+from gencls_core.likelihood import LinearHead, negative_log_likelihood, token_log_probs
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import CausalLM, load_causal_lm
 from gencls_core.scoring import score_texts
@@ -128,22 +128,73 @@ def test_token_log_probs_over_dtypes_and_shapes(dtype, positions, vocabulary, mo
     torch.testing.assert_close(ours.double(), naive, atol=2e-5, rtol=1e-6)
 
 
+def test_blocks_of_the_vocabulary_add_up(monkeypatch):
+    """Rows and columns that are no multiples of a block, targets at each block's edges."""
+    monkeypatch.setattr(likelihood, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(likelihood, "BLOCK_COLUMNS", 7)
+    generator = torch.Generator().manual_seed(1)
+    hidden = 3 * torch.randn(23, 16, generator=generator)
+    weight, bias = torch.randn(31, 16, generator=generator), torch.randn(31, generator=generator)
+    targets = torch.tensor([0, 6, 7, 13, 14, 27, 28, 30, *torch.arange(15).tolist()])
+    for offset in (None, bias):
+        ours = token_log_probs(hidden, LinearHead(weight, offset), targets, 31)
+        logits = hidden.double() @ weight.double().T + (0 if offset is None else offset.double())
+        naive = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
+        torch.testing.assert_close(ours.double(), naive, atol=2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept_rows", [1, 9, 1000])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gradients_of_a_head_match_naive_float64(dtype, kept_rows, biased, monkeypatch):
+    monkeypatch.setattr(likelihood, "BLOCK_COLUMNS", 7)
+    monkeypatch.setattr(likelihood, "KEPT_LOGITS_BYTES", kept_rows * 31 * dtype.itemsize)
+    generator = torch.Generator().manual_seed(2)
+    values = [torch.randn(*shape, generator=generator) for shape in ((23, 16), (31, 16), (31,))]
+    targets = torch.randint(31, (23,), generator=generator)
+    ours = [v.to(dtype, copy=True).requires_grad_() for v in values]
+    naive = [v.to(dtype).double().requires_grad_() for v in values]
+    head = LinearHead(ours[1], ours[2] if biased else None)
+    loss = negative_log_likelihood(ours[0], head, targets, 31)
+    logits = naive[0] @ naive[1].T + (naive[2] if biased else 0)
+    reference = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    # A factor from outside, as the loss per token has one.
+    (loss / 7).backward()
+    (reference / 7).backward()
+    # bfloat16 has 8 bits of mantissa; a logit of 10 is rounded by up to 0.03.
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(loss.double(), reference, rtol=tolerance, atol=tolerance)
+    for mine, other in list(zip(ours, naive, strict=True))[: 3 if biased else 2]:
+        assert mine.grad.dtype == dtype
+        error = (mine.grad.double() - other.grad).abs().max() / other.grad.abs().max()
+        assert error < tolerance
+
+
+def test_a_head_without_gradient_is_left_alone(lm):
+    """As under LoRA: the base is frozen, its hidden states are not."""
+    weight = torch.randn(31, 16)
+    hidden = torch.randn(4, 16, requires_grad=True)
+    negative_log_likelihood(hidden, LinearHead(weight), torch.arange(4), 31).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
 def test_gradients_match_naive(lm):
     ids = torch.tensor([lm.encode([CORPUS[0]])[0]])
     targets = ids[0, 1:]
     weight = lm.model.get_input_embeddings().weight
-    for mine in (True, False):
+    gradients = []
+    for loss_of in (negative_log_likelihood, token_log_probs, None):
         lm.model.zero_grad()
-        if mine:
-            hidden = lm.hidden(ids[:, :-1])[0]
-            loss = -token_log_probs(hidden, lm.head, targets, lm.vocabulary).sum()
-        else:
+        if loss_of is None:
             logits = lm.model(ids[:, :-1]).logits[0]
             loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        loss.backward()
-        if mine:
-            ours = weight.grad.clone()
-    torch.testing.assert_close(ours, weight.grad, atol=1e-4, rtol=1e-4)
+        else:
+            loss = loss_of(lm.hidden(ids[:, :-1])[0], lm.head, targets, lm.vocabulary).sum()
+        (-loss if loss_of is token_log_probs else loss).backward()
+        gradients.append(weight.grad.clone())
+    for ours in gradients[:-1]:
+        torch.testing.assert_close(ours, gradients[-1], atol=1e-4, rtol=1e-4)
 
 
 def test_logits_are_never_formed_whole(monkeypatch):

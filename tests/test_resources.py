@@ -204,7 +204,7 @@ def test_requests_that_can_never_be_met_are_refused_with_the_figures():
     with pytest.raises(ResourceError, match=r"does not fit into 0.4 of a GPU") as error:
         plan(size=GPT2_MEDIUM, gpus_per_class=0.4)
     assert "found: 5.9 GB to plan with" in str(error.value)
-    assert "expected: 7.3 GB" in str(error.value)
+    assert "expected: 8.0 GB" in str(error.value)
     found = float(str(error.value).split("--gpus-per-class ")[1].split(",")[0])
     assert plan(size=GPT2_MEDIUM, gpus_per_class=found).gpus_per_training == found
     with pytest.raises(ResourceError, match=r"--actors 9 does not fit\n.*room for 8"):

@@ -32,6 +32,9 @@ class Objective(Protocol[Part]):
     def model(self) -> nn.Module:
         """What is trained."""
 
+    def compute_with(self, copied: nn.Module) -> None:
+        """Let texts go through a copy of the model from now on."""
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each train text that has any, in order."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencls_core.errors import TrainingError
-from gencls_core.likelihood import window_log_probs
+from gencls_core.likelihood import negative_log_likelihood, window_states
 from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
 from gencls_core.objectives.texts import OfTexts
 from gencls_core.scoring import score_texts
@@ -31,7 +30,7 @@ __all__ = ["CausalObjective"]
 _Pass = tuple[list[TokenizedText], list[Window]]
 
 
-class CausalObjective(OfTexts[TokenizedText]):
+class CausalObjective(OfTexts[CausalLM, TokenizedText]):
     """A causal language model and the tokenised texts of one class."""
 
     def __init__(
@@ -41,8 +40,7 @@ class CausalObjective(OfTexts[TokenizedText]):
         texts: list[TokenizedText],
         held_out: list[TokenizedText],
     ) -> None:
-        super().__init__(texts, held_out)
-        self._lm = lm
+        super().__init__(lm, texts, held_out)
         self._policy = policy
 
     @classmethod
@@ -59,11 +57,6 @@ class CausalObjective(OfTexts[TokenizedText]):
             raise TrainingError.of("no tokens to train on", place=task.title)
         return cls(lm, policy, texts, _tokenize(lm, task.validation_texts, policy))
 
-    @property
-    def model(self) -> nn.Module:
-        """The language model."""
-        return self._lm.model
-
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
         """Cut texts into windows, and windows into passes."""
         texts = [self._texts[number] for number in numbers]
@@ -72,20 +65,20 @@ class CausalObjective(OfTexts[TokenizedText]):
 
     def loss(self, part: _Pass) -> Tensor:
         """Sum −log P over the scored positions of one padded pass, in nats."""
-        device = next(self.model.parameters()).device
-        return -window_log_probs(self._lm, *part, device).sum()
+        lm = self._computing
+        hidden_ND, targets_N = window_states(lm, *part, next(lm.model.parameters()).device)
+        return negative_log_likelihood(hidden_ND, lm.head, targets_N, lm.vocabulary)
 
     def held_out_nll(self, tokens: int) -> float:
         """Give nats per token, by the scoring code."""
         scores = score_texts(
-            self._lm, self._held_out, window=self._policy.window, tokens_per_batch=tokens
+            self._computing, self._held_out, window=self._policy.window, tokens_per_batch=tokens
         )
         return float(-scores.log_likelihoods.sum() / sum(map(len, self._held_out)))
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter) and tokenizer."""
-        model: torch.nn.Module = self.model
-        model.save_pretrained(folder)  # type: ignore[operator]
+        self.model.save_pretrained(folder)  # type: ignore[operator]
         self._lm.tokenizer.save_pretrained(folder)
         return tokenizer_digest(self._lm.tokenizer)
 

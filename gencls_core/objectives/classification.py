@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencls_core.classifier_loading import add_adapter, load_classifier
 from gencls_core.classifiers import Classifier, ReadText, text_batches
@@ -21,7 +21,7 @@ from gencls_core.training_task import TrainingTask
 __all__ = ["ClassificationObjective"]
 
 
-class ClassificationObjective(OfTexts[ReadText]):
+class ClassificationObjective(OfTexts[Classifier, ReadText]):
     """A classifier and the tokenised texts of all classes, each with its class number."""
 
     def __init__(
@@ -32,8 +32,7 @@ class ClassificationObjective(OfTexts[ReadText]):
         held_out: list[ReadText],
         held_out_labels: Sequence[int],
     ) -> None:
-        super().__init__(texts, held_out)
-        self._classifier = classifier
+        super().__init__(classifier, texts, held_out)
         self._labels = labels
         self._held_out_labels = held_out_labels
 
@@ -50,11 +49,6 @@ class ClassificationObjective(OfTexts[ReadText]):
         )
         return cls(classifier, texts, task.labels, held_out, task.validation_labels)
 
-    @property
-    def model(self) -> nn.Module:
-        """The classifier."""
-        return self._classifier.model
-
     def units(self, numbers: Sequence[int]) -> int:
         """Count texts: a long one decides its class once, as a short one does."""
         return len(numbers)
@@ -65,18 +59,18 @@ class ClassificationObjective(OfTexts[ReadText]):
 
     def loss(self, part: list[int]) -> Tensor:
         """Sum −log P(class | text) over the texts of one padded pass, in nats."""
-        logits_BC = self._classifier.logits([self._texts[number] for number in part])
+        logits_BC = self._computing.logits([self._texts[number] for number in part])
         labels_B = torch.tensor([self._labels[number] for number in part], device=logits_BC.device)
         return torch.nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum")
 
     def held_out_nll(self, tokens: int) -> float:
         """Give nats per text, by the scoring code."""
-        scores_NC = self._classifier.log_posteriors(self._held_out, tokens_per_batch=tokens)
+        scores_NC = self._computing.log_posteriors(self._held_out, tokens_per_batch=tokens)
         return float(-scores_NC[np.arange(self.held_out), list(self._held_out_labels)].mean())
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter and head), configuration and tokenizer."""
-        return self._classifier.save(folder)
+        return self._lm.save(folder)
 
 
 def _refuse_absent_classes(task: TrainingTask) -> None:

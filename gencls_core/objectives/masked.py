@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencls_core.errors import TrainingError
 from gencls_core.masked_batches import MaskedRow
@@ -39,7 +39,7 @@ draw leaves 0.015. Twice as many draws gain little.
 _Pass = list[MaskedRow]
 
 
-class MaskedObjective(OfTexts[MaskedText]):
+class MaskedObjective(OfTexts[MaskedLM, MaskedText]):
     """A masked language model and the tokenised texts of one class.
 
     Masked or not, the loss stands for all own tokens of a text.
@@ -49,8 +49,7 @@ class MaskedObjective(OfTexts[MaskedText]):
         self, lm: MaskedLM, texts: list[MaskedText], held_out: list[MaskedText], seed: int
     ) -> None:
         """Take texts with a token each, cut with one window; `seed` is that of all masks."""
-        super().__init__(texts, held_out)
-        self._lm = lm
+        super().__init__(lm, texts, held_out)
         self._seed = seed
 
     @classmethod
@@ -63,11 +62,6 @@ class MaskedObjective(OfTexts[MaskedText]):
         if not texts:
             raise TrainingError.of("no tokens to train on", place=task.title)
         return cls(lm, texts, _tokenize(lm, task.validation_texts, task), task.training.seed)
-
-    @property
-    def model(self) -> nn.Module:
-        """The language model."""
-        return self._lm.model
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
         """Cut texts into windows, mask each as the epoch says, and group them into passes."""
@@ -82,13 +76,13 @@ class MaskedObjective(OfTexts[MaskedText]):
 
     def loss(self, part: _Pass) -> Tensor:
         """Give a pass's share of minus the bound, in nats; exact on average over the masks."""
-        loss, _ = masked_loss(self._lm, self._lm.batch(part))
+        loss, _ = masked_loss(self._computing, self._computing.batch(part))
         return loss
 
     def held_out_nll(self, tokens: int) -> float:
         """Give minus the bound in nats per token, estimated with the same masks each time."""
         scores = score_masked(
-            self._lm,
+            self._computing,
             self._held_out,
             [str(number) for number in range(len(self._held_out))],
             samples=HELD_OUT_DRAWS,
@@ -99,8 +93,7 @@ class MaskedObjective(OfTexts[MaskedText]):
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter) and tokenizer."""
-        model: nn.Module = self.model
-        model.save_pretrained(folder)  # type: ignore[operator]
+        self.model.save_pretrained(folder)  # type: ignore[operator]
         self._lm.tokenizer.save_pretrained(folder)
         return masked_tokenizer_digest(self._lm)
 

@@ -1,21 +1,38 @@
-"""What the objectives share: they hold tokenised texts, to learn from and held out."""
+"""What the objectives share: a model, and tokenised texts to learn from and held out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 from typing import Generic, TypeVar
+
+from torch import nn
+
+from gencls_core.models import LM
 
 __all__ = ["OfTexts"]
 
 Text = TypeVar("Text", bound=Sized)
 
 
-class OfTexts(Generic[Text]):
-    """Tokenised texts, counted in tokens; the base of every objective."""
+class OfTexts(Generic[LM, Text]):
+    """A model and tokenised texts, counted in tokens; the base of every objective."""
 
-    def __init__(self, texts: list[Text], held_out: list[Text]) -> None:
+    def __init__(self, lm: LM, texts: list[Text], held_out: list[Text]) -> None:
+        self._lm = lm
+        self._computing = lm
+        """What texts go through: the model itself, or a copy of it."""
         self._texts = texts
         self._held_out = held_out
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        return self._lm.model
+
+    def compute_with(self, copied: nn.Module) -> None:
+        """Let texts go through a copy of the model from now on."""
+        self._computing = replace(self._lm, model=copied)
 
     @property
     def lengths(self) -> list[int]:

@@ -111,8 +111,9 @@ class ClassifierScores:
         if judged is None or judged.encoded is not ids or judged.sequence != sequence:
             self._last = None
             texts = self._classifier.read(ids, sequence)
+            device = next(self._classifier.model.parameters()).device.type
             scores_NC = self._classifier.log_posteriors(
-                texts, tokens_per_batch=scoring.tokens_per_batch, on_batch=on_batch
+                texts, tokens_per_batch=scoring.batch_tokens(device), on_batch=on_batch
             )
             judged = self._last = _Judged(ids, sequence, texts, scores_NC)
         elif on_batch is not None:
