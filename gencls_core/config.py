@@ -203,13 +203,13 @@ class ScoringConfig(Section):
     )
     tokens_per_batch: Positive | None = Field(
         None,
-        description="Padded tokens that go through a model at once while scoring; default: 2,048 "
+        description="Padded tokens that go through a model at once while scoring; default: 1,024 "
         "on a CPU, where more leave its cache, 16,384 on a GPU.",
     )
 
     def batch_tokens(self, device: str) -> int:
         """Give the padded tokens that go through a model at once on `cpu` or `cuda`."""
-        return self.tokens_per_batch or {"cpu": 2048, "cuda": 16384}[device]
+        return self.tokens_per_batch or {"cpu": 1024, "cuda": 16384}[device]
 
 
 class SystemsConfig(Section):

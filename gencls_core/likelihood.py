@@ -174,12 +174,16 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float64)
         for rows in chunks:
             total += _sum_of_chunk(hidden_ND, head, targets_N[rows], rows, gradients)
-        ctx.save_for_backward(gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
+        ctx.gradients = (gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if g is None else g * upstream for g in ctx.saved_tensors), None
+        # In place: a second tensor as large as the head takes as long to get as to fill.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss has been differentiated already")
+        return *(None if g is None else g.mul_(upstream) for g in gradients), None
 
 
 @dataclass(frozen=True)

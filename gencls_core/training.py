@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gencls_core.allocator import keep_freed_memory
 from gencls_core.checkpoints import Checkpoints
 from gencls_core.class_models import (
     COMMIT_NAME,
@@ -48,6 +49,7 @@ def train_class(
         TrainingError: when the loss is no longer a finite number, or there is nothing to train on.
     """
     torch.set_num_threads(task.threads)
+    keep_freed_memory()
     reset_peak_memory()
     if task.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -36,13 +36,19 @@ class WorkingCopy:
 
 
 def _hand_over_to(original: nn.Parameter) -> Callable[[Tensor], None]:
+    # Kept from step to step: the system clears new memory page by page, and gradients are as large
+    # as the weights.
+    held: list[Tensor] = []
+
     def hand_over(copied: Tensor) -> None:
         gradient, copied.grad = copied.grad, None
         if gradient is None:
             return
-        if original.grad is None:
-            original.grad = gradient.to(original.dtype)
-        else:
+        if original.grad is not None:
             original.grad += gradient
+            return
+        if not held:
+            held.append(torch.empty_like(original))
+        original.grad = held[0].copy_(gradient)
 
     return hand_over
