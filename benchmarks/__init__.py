@@ -1,1 +1,1 @@
-"""Measurements; nothing here is imported by the product or run by the tests."""
+"""Measurements; nothing here is imported by the product."""

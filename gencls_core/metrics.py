@@ -101,21 +101,17 @@ def evaluate(
     Raises:
         ValueError: when no row has a label.
     """
-    labelled_N = label_codes_N >= 0
-    truth_N = label_codes_N[labelled_N]
-    count = len(truth_N)
+    rows = _row_by_row(log_posterior_NC, label_codes_N)
+    count = len(rows.correct_N)
     if not count:
         raise ValueError("no labelled row to evaluate")
-    predicted_N, own_N, confidence_N, squared_N = _row_by_row(
-        log_posterior_NC, label_codes_N, labelled_N
-    )
-    correct = int((predicted_N == truth_N).sum())
-    confusion_CC = _confusion(truth_N, predicted_N, len(classes))
+    correct = int(rows.correct_N.sum())
+    confusion_CC = rows.confusion_CC
     hits_C = confusion_CC.diagonal()
     support_C, predicted_C = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
     precision_C, recall_C = _share(hits_C, predicted_C), _share(hits_C, support_C)
     f1_C = _share(2 * hits_C, predicted_C + support_C)
-    bins = reliability_bins(confidence_N, predicted_N == truth_N)
+    bins = reliability_bins(rows.confidence_N, rows.correct_N)
     return Metrics(
         num_labelled=count,
         num_unlabelled=len(label_codes_N) - count,
@@ -130,22 +126,34 @@ def evaluate(
             for c, name in enumerate(classes)
         },
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion_CC),
-        nll=-float(own_N.mean()),
-        brier=float(squared_N.mean()),
+        nll=-float(rows.own_N.mean()),
+        brier=float(rows.squared_N.mean()),
         ece=_expected_calibration_error(bins),
         reliability=bins,
     )
 
 
-def _row_by_row(
-    log_posterior_NC: FloatArray, label_codes_N: IntArray, labelled_N: npt.NDArray[np.bool_]
-) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """Give of each labelled row: the predicted class, log P(true class), P(predicted class), and
-    the squared distance of the probabilities from the truth."""
-    count = int(labelled_N.sum())
-    predicted_N = np.empty(count, dtype=np.int64)
+@dataclass(frozen=True)
+class _Rows:
+    """What each labelled row adds to the figures."""
+
+    confusion_CC: IntArray
+    """Pairs of true and predicted class."""
+    correct_N: npt.NDArray[np.bool_]
+    own_N: FloatArray
+    """log P(true class)."""
+    confidence_N: FloatArray
+    """P(predicted class)."""
+    squared_N: FloatArray
+    """Squared distance of the probabilities from the truth."""
+
+
+def _row_by_row(log_posterior_NC: FloatArray, label_codes_N: IntArray) -> _Rows:
+    labelled_N = label_codes_N >= 0
+    count, classes = int(labelled_N.sum()), log_posterior_NC.shape[1]
+    confusion_CC = np.zeros((classes, classes), dtype=np.int64)
+    correct_N = np.empty(count, dtype=np.bool_)
     own_N, confidence_N, squared_N = (np.empty(count) for _ in range(3))
-    targets_CC = np.eye(log_posterior_NC.shape[1])
     reached = 0
     for block in blocks_of(len(labelled_N)):
         log_p_BC = log_posterior_NC[block][labelled_N[block]]
@@ -153,13 +161,15 @@ def _row_by_row(
         rows_B = np.arange(len(truth_B))
         part = slice(reached, reached + len(truth_B))
         best_B = log_p_BC.argmax(axis=1)
-        probability_BC = np.exp(log_p_BC)
-        predicted_N[part] = best_B
+        confusion_CC += _confusion(truth_B, best_B, classes)
+        correct_N[part] = best_B == truth_B
         own_N[part] = log_p_BC[rows_B, truth_B]
-        confidence_N[part] = np.minimum(probability_BC[rows_B, best_B], 1.0)
-        squared_N[part] = ((probability_BC - targets_CC[truth_B]) ** 2).sum(axis=1)
+        distance_BC = np.exp(log_p_BC)
+        confidence_N[part] = np.minimum(distance_BC[rows_B, best_B], 1.0)
+        distance_BC[rows_B, truth_B] -= 1.0
+        squared_N[part] = (distance_BC**2).sum(axis=1)
         reached = part.stop
-    return predicted_N, own_N, confidence_N, squared_N
+    return _Rows(confusion_CC, correct_N, own_N, confidence_N, squared_N)
 
 
 def _confusion(truth_N: IntArray, predicted_N: IntArray, classes: int) -> IntArray:
@@ -209,10 +219,10 @@ def reliability_bins(
     their counts (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     """
     edges = np.linspace(0.0, 1.0, bins + 1)
-    index_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, bins - 1)
+    index_N = np.searchsorted(edges[1:-1], confidence_N, side="left")
     counts = np.bincount(index_N, minlength=bins)
     confidences = np.bincount(index_N, weights=confidence_N, minlength=bins)
-    rights = np.bincount(index_N, weights=correct_N.astype(np.float64), minlength=bins)
+    rights = np.bincount(index_N[correct_N], minlength=bins)
     return tuple(
         ReliabilityBin(
             lower=float(edges[i]),

@@ -17,6 +17,7 @@ anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
+from gencls_core.query_likelihoods import LikelihoodStream
 from gencls_core.remote_path import Location, RemotePath, store_failure
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
@@ -34,6 +36,7 @@ __all__ = ["open_query", "run_query"]
 
 _ALLOWED = {"SELECT", "EXPLAIN", "MULTI"}
 """DESCRIBE, SHOW, SUMMARIZE, VALUES and FROM come as SELECT, PIVOT as MULTI."""
+_BATCH_ROWS = 1 << 14
 _SETTINGS = """
     SET temp_directory = '';
     SET autoinstall_known_extensions = false;
@@ -62,7 +65,7 @@ def open_query(run: RunDirectory) -> duckdb.DuckDBPyConnection:
     if validation:
         connection.register("validation_scores", _score_dataset(run.validation_scores, validation))
     classes = _add_examples(connection, run)
-    _add_likelihoods(connection, records, classes)
+    _add_likelihoods(connection, run.scores, records, classes)
     _add_predictions(connection, run, with_texts=bool(classes))
     connection.execute("SET lock_configuration = true")
     return connection
@@ -124,18 +127,28 @@ def _score_dataset(store: ScoreStore, records: Sequence[ShardRecord]) -> ds.Data
     )
 
 
+class _Files(ds.FileSystemDataset):  # type: ignore[misc]
+    """Parquet files of which DuckDB reads the columns and rows that a query needs.
+
+    Arrow reads 16 batches ahead: with its own batches that would be two million rows.
+    """
+
+    def scanner(self, **options: Any) -> ds.Scanner:
+        return super().scanner(batch_size=_BATCH_ROWS, **options)
+
+
 def _files(
     paths: Sequence[Location], schema: pa.Schema, partitions: list[ds.Expression]
 ) -> ds.Dataset | pa.Table:
     if not paths:
         return schema.empty_table()
-    return ds.FileSystemDataset.from_paths(
-        [filesystem_of(path)[1] for path in paths],
-        schema=schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=filesystem_of(paths[0])[0],
-        partitions=partitions,
-    )
+    format = ds.ParquetFileFormat()
+    filesystem = filesystem_of(paths[0])[0]
+    fragments = [
+        format.make_fragment(filesystem_of(path)[1], filesystem, partition)
+        for path, partition in zip(paths, partitions, strict=True)
+    ]
+    return _Files(fragments, schema, format, filesystem)
 
 
 def _add_examples(connection: duckdb.DuckDBPyConnection, run: RunDirectory) -> tuple[str, ...]:
@@ -152,33 +165,31 @@ def _add_examples(connection: duckdb.DuckDBPyConnection, run: RunDirectory) -> t
 
 
 def _add_likelihoods(
-    connection: duckdb.DuckDBPyConnection, records: Sequence[ShardRecord], classes: Sequence[str]
+    connection: duckdb.DuckDBPyConnection,
+    store: ScoreStore,
+    records: Sequence[ShardRecord],
+    classes: Sequence[str],
 ) -> None:
     """Add `likelihoods`, its class columns in the dataset's order.
 
     SQL names do not tell `Ja` from `ja`: a class that would repeat a name gets `_2`, `_3`, ….
     """
-    scored = {record.class_name for record in records if record.system == CLASS_LM}
+    records = [record for record in records if record.system == CLASS_LM]
+    scored = {record.class_name for record in records}
     if not scored:
         return
     ordered = [name for name in classes if name in scored]
     ordered += sorted(scored.difference(ordered))
     taken = {"example_id", "label", "num_tokens"}
-    columns = []
+    columns: dict[str, str] = {}
     for name in ordered:
         column, number = name, 1
         while column.lower() in taken:
             number += 1
             column = f"{name}_{number}"
         taken.add(column.lower())
-        columns.append(
-            f"any_value(score) FILTER (WHERE class = {_text(name)}) AS {_identifier(column)}"
-        )
-    connection.execute(
-        "CREATE TEMP VIEW likelihoods AS SELECT example_id, any_value(label) AS label, "
-        f"any_value(num_tokens) AS num_tokens, {', '.join(columns)} FROM scores "
-        f"WHERE system = {_text(CLASS_LM)} GROUP BY example_id"
-    )
+        columns[name] = column
+    connection.register("likelihoods", LikelihoodStream(store, records, columns))
 
 
 def _add_predictions(
@@ -270,11 +281,6 @@ def _torn(run: RunDirectory, error: Exception) -> StoreError:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
-
-
-def _text(value: str) -> str:
-    """Quote a value for SQL."""
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _identifier(name: str) -> str:

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,7 @@ _COLUMNS = [
     "num_windows",
     "loss_score",
 ]
+_NO_LABEL, _NO_CLASS = -1, -2
 _READ_AHEAD = 4
 """Shards read while one is worked on: an object store answers slowly, but many at a time."""
 
@@ -96,9 +98,12 @@ def _whole(place: Place, records: list[ShardRecord]) -> list[ShardRecord]:
 
 
 def shards_by_class(
-    store: ScoreStore, system: str, classes: Sequence[str]
+    store: ScoreStore,
+    system: str,
+    classes: Sequence[str],
+    records: Sequence[ShardRecord] | None = None,
 ) -> dict[str, list[ShardRecord]]:
-    """Give every class's shards in example order.
+    """Give every class's shards in example order; `records` are the system's, where known already.
 
     Raises:
         StoreError: when a class has no shards, or some are missing.
@@ -106,7 +111,7 @@ def shards_by_class(
     if not classes:
         raise StoreError.of("no class to read scores of", place=str(store.path))
     shards: dict[str, list[ShardRecord]] = {name: [] for name in classes}
-    for record in store.records(system):
+    for record in store.records(system) if records is None else records:
         if record.class_name in shards:
             shards[record.class_name].append(record)
     return {name: _whole(Place(store, system, name), found) for name, found in shards.items()}
@@ -114,10 +119,11 @@ def shards_by_class(
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """One class's rows, in the order of its shards."""
+    """Rows of one class, in the order of its shards."""
 
     example_ids: pa.ChunkedArray
     label_codes: IntArray
+    """Number of the label's class, -1 where there is no label."""
     scores: FloatArray
     num_tokens: IntArray
     truncated: BoolArray
@@ -127,23 +133,41 @@ class Columns:
 
 
 def read_columns(place: Place, records: list[ShardRecord], classes: tuple[str, ...]) -> Columns:
-    """Read a class's shards one after the other; of a shard only numbers and ids are kept.
+    """Read a class's shards, several at a time, each into its rows of the columns.
 
     Raises:
         StoreError: when a shard cannot be read, a label is none of `classes`, or quantities mix.
     """
-    ids, labels, quantities = [], [], set()
-    columns: dict[str, list[npt.NDArray[Any]]] = {}
-    has_loss, unknown = True, 0
-    for table in ahead(lambda record: place.store.read([record], _COLUMNS), records):
-        ids.extend(table.column("example_id").chunks)
-        labels.append(_codes(table.column("label"), classes))
-        unknown += int((labels[-1] < 0).sum()) - table.column("label").null_count
-        quantities.update(pc.unique(table.column("quantity")).to_pylist())
-        has_loss = has_loss and table.column("loss_score").null_count == 0
-        for name in ("score", "num_tokens", "truncated", "num_windows", "loss_score"):
-            if name != "loss_score" or has_loss:
-                columns.setdefault(name, []).append(table.column(name).to_numpy())
+    rows = sum(record.rows for record in records)
+    codes, scores, loss_scores = np.empty(rows, np.int64), np.empty(rows), np.empty(rows)
+    num_tokens, num_windows = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    truncated = np.empty(rows, np.bool_)
+
+    def fill(shard: tuple[ShardRecord, int]) -> tuple[pa.ChunkedArray, set[Quantity], bool]:
+        record, start = shard
+        table = place.store.read([record], _COLUMNS, dictionaries=["label", "quantity"])
+        if len(table) != record.rows:
+            raise place.error(
+                f"has a shard of another size: {record.key.stem}",
+                f"{len(table):,} rows",
+                f"{record.rows:,} rows, as committed",
+            )
+        part = slice(start, start + record.rows)
+        codes[part] = _codes(table.column("label"), classes)
+        scores[part] = table.column("score")
+        num_tokens[part] = table.column("num_tokens")
+        truncated[part] = table.column("truncated")
+        num_windows[part] = table.column("num_windows")
+        has_loss = table.column("loss_score").null_count == 0
+        if has_loss:
+            loss_scores[part] = table.column("loss_score")
+        quantities = set(pc.unique(table.column("quantity")).to_pylist())
+        return table.column("example_id"), quantities, has_loss
+
+    starts = accumulate((record.rows for record in records), initial=0)
+    filled = list(ahead(fill, list(zip(records, starts, strict=False))))
+    quantities = set[Quantity]().union(*(of_shard for _, of_shard, _ in filled))
+    unknown = int((codes == _NO_CLASS).sum())
     if unknown:
         raise place.error(
             "holds labels that are no class", f"{unknown:,} rows", f"one of {', '.join(classes)}"
@@ -151,14 +175,16 @@ def read_columns(place: Place, records: list[ShardRecord], classes: tuple[str, .
     if len(quantities) > 1:
         raise place.error("mixes quantities", ", ".join(sorted(quantities)))
     return Columns(
-        example_ids=pa.chunked_array(ids, pa.string()),
-        label_codes=np.concatenate(labels),
-        scores=np.concatenate(columns["score"]),
-        num_tokens=np.concatenate(columns["num_tokens"]).astype(np.int64),
-        truncated=np.concatenate(columns["truncated"]).astype(np.bool_),
-        num_windows=np.concatenate(columns["num_windows"]).astype(np.int64),
-        loss_scores=np.concatenate(columns["loss_score"]) if has_loss else None,
-        quantity=cast(Quantity, quantities.pop() if quantities else "log_likelihood"),
+        example_ids=pa.chunked_array(
+            [chunk for ids, _, _ in filled for chunk in ids.chunks], pa.string()
+        ),
+        label_codes=codes,
+        scores=scores,
+        num_tokens=num_tokens,
+        truncated=truncated,
+        num_windows=num_windows,
+        loss_scores=loss_scores if all(has_loss for _, _, has_loss in filled) else None,
+        quantity=quantities.pop() if quantities else "log_likelihood",
     )
 
 
@@ -200,7 +226,8 @@ def _ascending(ids: pa.Array) -> bool:
     return bool(pc.all(pc.or_(pc.less(*lengths), same_length_and_greater)).as_py())
 
 
-def _codes(labels: pa.ChunkedArray, classes: tuple[str, ...]) -> IntArray:
-    """Give the number of each label's class, -1 for null and for what is no class."""
-    found = pc.index_in(labels, value_set=pa.array(classes, pa.string()))
-    return cast(IntArray, found.fill_null(-1).to_numpy().astype(np.int64))
+def _codes(labels: pa.ChunkedArray, classes: tuple[str, ...]) -> pa.Array:
+    """Give the number of each label's class; labels are a dictionary array."""
+    found = labels.combine_chunks()
+    number = pc.index_in(found.dictionary, value_set=pa.array(classes, pa.string()))
+    return number.fill_null(_NO_CLASS).take(found.indices).fill_null(_NO_LABEL)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -102,23 +102,32 @@ def blocks_of(rows: int) -> Iterator[slice]:
         yield slice(start, min(start + _BLOCK_ROWS, rows))
 
 
-def read_likelihoods(store: ScoreStore, system: str, classes: Sequence[str]) -> LikelihoodMatrix:
+def read_likelihoods(
+    store: ScoreStore,
+    system: str,
+    classes: Sequence[str],
+    records: Sequence[ShardRecord] | None = None,
+) -> LikelihoodMatrix:
     """Read the committed scores of `system` under every class, one row per example.
 
     Rows come in the order of the scored split. Classes whose shards list the same examples in the
-    same order are laid side by side; others are matched by `example_id`.
+    same order are laid side by side; others are matched by `example_id`. `records` are the system's
+    commit records, where they have been read already.
 
     Raises:
         StoreError: when an (example, class) pair is missing or stands there twice, when a score is
             NaN, or when classes disagree about labels, tokens or the quantity. The message names
             the class and how many rows.
     """
-    shards = shards_by_class(store, system, classes)
+    shards = shards_by_class(store, system, classes, records)
     return _side_by_side(store, system, shards)
 
 
 def iter_likelihoods(
-    store: ScoreStore, system: str, classes: Sequence[str]
+    store: ScoreStore,
+    system: str,
+    classes: Sequence[str],
+    records: Sequence[ShardRecord] | None = None,
 ) -> Iterator[LikelihoodMatrix]:
     """Read the same rows in the same order as `read_likelihoods`, one range of examples at a time.
 
@@ -129,7 +138,7 @@ def iter_likelihoods(
         StoreError: as `read_likelihoods` does, at the range in question; and when the classes'
             shards are not cut at the same examples.
     """
-    shards = shards_by_class(store, system, classes)
+    shards = shards_by_class(store, system, classes, records)
     first = next(iter(shards))
     ranges = [(record.start, record.stop) for record in shards[first]]
     for name, of_class in shards.items():
@@ -150,73 +159,88 @@ def iter_likelihoods(
 def _side_by_side(
     store: ScoreStore, system: str, shards: dict[str, list[ShardRecord]]
 ) -> LikelihoodMatrix:
-    """Read shards of each class into one matrix."""
+    """Read shards of each class into one matrix; one class's columns at a time are beside it."""
     classes = tuple(shards)
     matrix: LikelihoodMatrix | None = None
-    reference = pa.array([], pa.string())
-    loss_scores: FloatArray | None = None
-    for column, (name, records) in enumerate(shards.items()):
+    for name, records in shards.items():
         place = Place(store, system, name)
-        found = read_columns(place, records, classes)
         if matrix is None:
-            reference = found.example_ids.combine_chunks()
-            refuse_duplicates(place, reference)
-            matrix = _matrix_of(found, classes)
-            loss_scores = None if found.loss_scores is None else np.empty_like(matrix.scores)
-            rows = None
+            matrix = _first_class(place, read_columns(place, records, classes), classes)
         else:
-            rows = _rows_of(place, found.example_ids, reference)
-            _refuse_disagreement(place, found, rows, matrix)
-        if np.isnan(found.scores).any():
-            count = int(np.isnan(found.scores).sum())
-            raise place.error("has scores that are NaN", f"{count:,} rows")
-        target: Any = slice(None) if rows is None else rows
-        matrix.scores[target, column] = found.scores
-        if found.loss_scores is None:
-            loss_scores = None
-        elif loss_scores is not None:
-            loss_scores[target, column] = found.loss_scores
+            matrix = _with_class(matrix, place, read_columns(place, records, classes))
     assert matrix is not None  # there is at least one class
-    return replace(matrix, loss_scores=loss_scores if len(matrix) else None)
+    return matrix
 
 
-def _matrix_of(found: Columns, classes: tuple[str, ...]) -> LikelihoodMatrix:
-    """Take everything but the scores from the first class."""
-    return LikelihoodMatrix(
-        example_ids=found.example_ids,
+def _first_class(place: Place, found: Columns, classes: tuple[str, ...]) -> LikelihoodMatrix:
+    """Give a matrix that holds the first class's scores, and has room for the others'."""
+    example_ids = found.example_ids.combine_chunks()
+    refuse_duplicates(place, example_ids)
+    empty = LikelihoodMatrix(
+        example_ids=pa.chunked_array([example_ids], pa.string()),
         label_codes=found.label_codes,
         classes=classes,
-        scores=np.full((len(found.scores), len(classes)), np.nan),
+        scores=_by_class(len(found.scores), len(classes)),
         num_tokens=found.num_tokens,
         truncated=found.truncated,
         num_windows=found.num_windows,
-        loss_scores=None,
+        loss_scores=_by_class(len(found.scores), len(classes)) if len(found.scores) else None,
         quantity=found.quantity,
     )
+    return _put(empty, place, found, slice(None))
 
 
-def _rows_of(place: Place, ids: pa.ChunkedArray, reference: pa.Array) -> IntArray | None:
-    """Give the matrix row of each of a class's rows; None when they are in the same order."""
-    if ids.equals(pa.chunked_array([reference], pa.string())):
-        return None
+def _with_class(matrix: LikelihoodMatrix, place: Place, found: Columns) -> LikelihoodMatrix:
+    """Put another class's scores into their column."""
+    rows = _rows_of(place, found.example_ids, matrix.example_ids)
+    _refuse_disagreement(place, found, rows, matrix)
+    return _put(matrix, place, found, rows)
+
+
+def _put(
+    matrix: LikelihoodMatrix, place: Place, found: Columns, rows: IntArray | slice
+) -> LikelihoodMatrix:
+    not_numbers = int(np.isnan(found.scores).sum())
+    if not_numbers:
+        raise place.error("has scores that are NaN", f"{not_numbers:,} rows")
+    column = matrix.classes.index(place.class_name)
+    matrix.scores[rows, column] = found.scores
+    if matrix.loss_scores is None or found.loss_scores is None:
+        return replace(matrix, loss_scores=None)
+    matrix.loss_scores[rows, column] = found.loss_scores
+    return matrix
+
+
+def _by_class(examples: int, classes: int) -> FloatArray:
+    """Give an [N, C] array to fill in which each class's scores lie together in memory.
+
+    A class is written at once, and maxima and sums over classes become as many sums over long
+    columns: ten times as fast as over rows of a few numbers.
+    """
+    return np.empty((classes, examples)).T
+
+
+def _rows_of(place: Place, ids: pa.ChunkedArray, known: pa.ChunkedArray) -> IntArray | slice:
+    """Give the matrix row of each of a class's rows; a slice of all where the order is the same."""
+    if ids.equals(known):
+        return slice(None)
     refuse_duplicates(place, ids.combine_chunks())
-    rows = pc.index_in(ids, value_set=reference)
-    missing = len(reference) - (len(ids) - rows.null_count)
+    rows = pc.index_in(ids, value_set=known)
+    missing = len(known) - (len(ids) - rows.null_count)
     if missing or rows.null_count:
         raise place.error(
             "was scored on other examples than the first class",
             f"{missing:,} examples without a score, {rows.null_count:,} that only it has",
-            f"{len(reference):,} examples",
+            f"{len(known):,} examples",
         )
     return cast(IntArray, rows.to_numpy().astype(np.int64))
 
 
 def _refuse_disagreement(
-    place: Place, found: Columns, rows: IntArray | None, matrix: LikelihoodMatrix
+    place: Place, found: Columns, rows: IntArray | slice, matrix: LikelihoodMatrix
 ) -> None:
     """Every class must have scored the same tokens of the same labelled text."""
-    target: Any = slice(None) if rows is None else rows
-    differing = int((found.label_codes != matrix.label_codes[target]).sum())
+    differing = int((found.label_codes != matrix.label_codes[rows]).sum())
     if differing:
         raise place.error("disagrees with the first class about labels", f"{differing:,} rows")
     if found.quantity != matrix.quantity:
@@ -224,7 +248,7 @@ def _refuse_disagreement(
             "scores another quantity than the first class", found.quantity, matrix.quantity
         )
     for name in ("num_tokens", "truncated"):
-        differing = int((getattr(found, name) != getattr(matrix, name)[target]).sum())
+        differing = int((getattr(found, name) != getattr(matrix, name)[rows]).sum())
         if differing:
             raise place.error(
                 f"disagrees with the first class about {name}: their scores cannot be compared",

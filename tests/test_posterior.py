@@ -290,6 +290,13 @@ class TestReadLikelihoods:
         with pytest.raises(StoreError, match=r"'Sci/Tech'.*more than once"):
             read_likelihoods(store, "class-lm", CLASSES)
 
+    def test_a_shard_of_another_size_than_committed(self, tmp_path: Path) -> None:
+        store = self.store(tmp_path)
+        path = store.record_path(ShardKey("class-lm", "01", 0, 2))
+        path.write_text(path.read_text().replace('"rows": 2', '"rows": 1'))
+        with pytest.raises(StoreError, match=r"'01'.*shard-00000-of-00002\n.*2 rows"):
+            read_likelihoods(store, "class-lm", CLASSES)
+
     def test_label_that_is_no_class(self, tmp_path: Path) -> None:
         store = self.store(tmp_path)
         with pytest.raises(StoreError, match="labels that are no class"):

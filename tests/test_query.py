@@ -119,6 +119,43 @@ def test_likelihoods_have_a_column_per_class(run: RunDirectory) -> None:
     assert table.column("label")[0].as_py() is None
 
 
+def side_by_side(run: RunDirectory) -> list[dict[str, object]]:
+    """Bring the rows of `scores` together, example by example."""
+    rows: dict[int, dict[str, object]] = {}
+    for row in run_query(run, "FROM scores").to_pylist():
+        empty = dict.fromkeys((*CLASSES[:-1], "label_2"))
+        known = {name: row[name] for name in ("example_id", "label", "num_tokens")}
+        column = "label_2" if row["class"] == "label" else row["class"]
+        rows.setdefault(row["num_tokens"], {**known, **empty})[column] = row["score"]
+    return [rows[number] for number in sorted(rows)]
+
+
+@pytest.mark.parametrize("change", ["none", "a shard is missing", "a class is cut elsewhere"])
+def test_likelihoods_are_the_rows_side_by_side(run: RunDirectory, change: str) -> None:
+    if change == "a shard is missing":
+        run.scores.record_path(ShardKey("class-lm", "a b", 1, SHARDS)).unlink()
+    if change == "a class is cut elsewhere":
+        run.scores.drop("class-lm", "a b")
+        for index, (start, stop) in enumerate(((0, 3), (3, 4), (4, EXAMPLES))):
+            key = ShardKey("class-lm", "a b", index, 3)
+            run.scores.commit(key, shard_table(start, stop, 0.5), start=start, digest="d")
+    found = run_query(run, "FROM likelihoods").to_pylist()
+    # In the order of the scored split.
+    assert found == side_by_side(run)
+    missing = [row["example_id"] for row in found if row["a b"] is None]
+    assert len(missing) == (EXAMPLES // SHARDS if change == "a shard is missing" else 0)
+
+
+def test_likelihoods_can_be_gone_through_twice_and_left_early(run: RunDirectory) -> None:
+    sql = "SELECT count(*) AS n FROM likelihoods AS a JOIN likelihoods AS b USING (example_id)"
+    assert run_query(run, sql).column("n").to_pylist() == [EXAMPLES]
+    assert run_query(run, "FROM likelihoods LIMIT 2").num_rows == 2
+    path = run.scores.shard_path(ShardKey("class-lm", "01", 1, SHARDS))
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(StoreError, match="cannot read"):
+        run_query(run, "SELECT sum(ü) FROM likelihoods")
+
+
 def test_examples_and_errors(run: RunDirectory) -> None:
     counts = run_query(run, "SELECT split, count(*) AS n FROM examples GROUP BY split ORDER BY ALL")
     assert counts.to_pylist() == [{"split": "test", "n": 10}, {"split": "train", "n": 10}]

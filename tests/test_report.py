@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from page_fixtures import parsed
 from report_fixtures import CLASSES, make_run
 
 from gencls_core.errors import DataError, StoreError, UsageError
+from gencls_core.metrics import evaluate
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import infer
 from gencls_core.report.predictions import predict, write_predictions
@@ -63,6 +65,17 @@ def test_json_says_what_it_promises(run: RunDirectory) -> None:
     assert any("bf16" in note for note in report.notes)
     assert report.calibration is not None
     assert report.calibration.nll_after < report.calibration.nll_before
+
+
+def test_majority_labels_every_text_with_the_largest_class(run: RunDirectory) -> None:
+    report, matrix = Report.model_validate_json(read(run, "report.json")), infer(run).matrix
+    train = report.dataset.counts["train"]
+    certain = [0.0 if name == max(train, key=train.__getitem__) else -np.inf for name in CLASSES]
+    expected = evaluate(np.tile(certain, (len(matrix), 1)), matrix.label_codes, CLASSES)
+    found = report.baselines["majority"]
+    for figure in ("accuracy", "accuracy_ci95", "macro_f1"):
+        assert getattr(found, figure) == getattr(expected, figure)
+    assert found.num_examples == expected.num_labelled
 
 
 def test_predictions(run: RunDirectory) -> None:

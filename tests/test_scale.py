@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import rows_bars
+from benchmarks.bars import BARS, Options
 from benchmarks.many_shards import make_shards, run_step
 from benchmarks.on_raylets import RAYLETS
 from benchmarks.scale import QUERIES, RESUME_STEPS, measured
@@ -102,6 +104,21 @@ def test_bytes_of_committed_shards_are_checked_unless_told_not_to(run: RunDirect
         assert torn(check=False) == ()
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_bars_of_report_and_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_bars, "QUICK_EXAMPLES", 1000)
+    options = Options(pairs=1, quick=True, model="", data=None, threads=1)
+    results = [*rows_bars.measure(options), *rows_bars.measure_help(options)]
+    assert {result.key for result in results} == {
+        bar.key for bar in BARS if bar.group in ("rows", "help")
+    }
+    assert all(case.min > 0 for result in results for case in result.cases)
+    assert [case.case for case in results[0].cases] == [
+        "report",
+        *(f"query: {name}" for name in QUERIES),
+    ]
 
 
 @pytest.mark.ray

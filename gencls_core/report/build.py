@@ -6,7 +6,7 @@ else: a report can be rebuilt anywhere the run directory can be read, without to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -15,8 +15,13 @@ import numpy as np
 
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError
-from gencls_core.metrics import Metrics, evaluate, perplexities
-from gencls_core.posterior import log_posterior, posterior_of, read_likelihoods
+from gencls_core.metrics import Metrics, evaluate, perplexities, wilson_interval
+from gencls_core.posterior import (
+    LikelihoodMatrix,
+    log_posterior,
+    posterior_of,
+    read_likelihoods,
+)
 from gencls_core.report.costs import tasks_of, timing_of
 from gencls_core.report.details import details_of
 from gencls_core.report.html import render_html
@@ -107,7 +112,7 @@ def _report(
             calibrated=None if calibrated is None else value(calibrated),
         )
 
-    records = run.scores.records(system)
+    records = inference.records
     models = origin if system == CLASS_LM else None
     tasks = tasks_of(matrix.classes, records, models)
     baselines, baseline_notes = _baselines(run, origin, inference, system)
@@ -162,7 +167,7 @@ def _report(
     )
 
 
-def _score_digest(records: list[ShardRecord]) -> str:
+def _score_digest(records: Sequence[ShardRecord]) -> str:
     return digest_of([[r.class_name, r.index, r.count, r.rows, r.sha256] for r in records])
 
 
@@ -228,13 +233,23 @@ def _baselines(
         )
         if not other.example_ids.equals(matrix.example_ids):
             notes.append(f"The baseline {name} was not scored on the same texts in the same order.")
-    counts = prior_counts(run, origin)
-    largest = max(matrix.classes, key=lambda name: counts.get(name, 0))
-    certain_C = np.where([name == largest for name in matrix.classes], 0.0, -np.inf)
-    constant_NC = np.broadcast_to(certain_C, matrix.scores.shape)
-    majority = _as_baseline(evaluate(constant_NC, matrix.label_codes, matrix.classes))
-    found.setdefault("majority", majority)
+    found.setdefault("majority", _majority(matrix, prior_counts(run, origin)))
     return found, notes
+
+
+def _majority(matrix: LikelihoodMatrix, prior_counts: Mapping[str, int]) -> BaselineReport:
+    """Label every text with the largest class of the train split."""
+    largest = max(matrix.classes, key=lambda name: prior_counts.get(name, 0))
+    count = int((matrix.label_codes >= 0).sum())
+    correct = int((matrix.label_codes == matrix.classes.index(largest)).sum())
+    # All other classes have an F1 of 0.
+    macro_f1 = 2 * correct / (count + correct) / len(matrix.classes)
+    return BaselineReport(
+        accuracy=correct / count,
+        accuracy_ci95=wilson_interval(correct, count),
+        macro_f1=macro_f1,
+        num_examples=count,
+    )
 
 
 def _as_baseline(metrics: Metrics) -> BaselineReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from gencls_core.class_models import ClassModel
@@ -13,7 +14,7 @@ __all__ = ["tasks_of", "timing_of"]
 
 
 def tasks_of(
-    classes: tuple[str, ...], records: list[ShardRecord], models: RunDirectory | None
+    classes: tuple[str, ...], records: Sequence[ShardRecord], models: RunDirectory | None
 ) -> dict[str, TaskReport]:
     """Give the cost of each class.
 

@@ -47,37 +47,34 @@ def details_of(inference: Inference, dataset: Dataset) -> Details:
     """Collect the ratios and the most confident mistakes of the uncalibrated predictions."""
     matrix = inference.matrix
     rows_M = np.flatnonzero(matrix.label_codes >= 0)
-    truth_M = matrix.label_codes[rows_M]
-    predicted_M = np.empty(len(rows_M), dtype=np.int64)
+    correct_M = np.empty(len(rows_M), dtype=np.bool_)
     ratios_M, margin_M = np.empty(len(rows_M)), np.empty(len(rows_M))
     for block in blocks_of(len(rows_M)):
-        rows_B, truth_B = rows_M[block], truth_M[block]
-        each_B = np.arange(len(rows_B))
+        rows_B = rows_M[block]
+        each_B, truth_B = np.arange(len(rows_B)), matrix.label_codes[rows_B]
         log_p_BC, others_BC = inference.log_posterior[rows_B], matrix.scores[rows_B]
         predicted_B = log_p_BC.argmax(axis=1)
+        correct_M[block] = predicted_B == truth_B
         own_B = others_BC[each_B, truth_B]
         others_BC[each_B, truth_B] = -np.inf
-        predicted_M[block] = predicted_B
         ratios_M[block] = own_B - others_BC.max(axis=1)
         # 0 where the prediction is right
         margin_M[block] = log_p_BC[each_B, predicted_B] - log_p_BC[each_B, truth_B]
-    wrong = np.flatnonzero(predicted_M != truth_M)
+    wrong = np.flatnonzero(~correct_M)
     # Stable: equal margins keep the order of the test split, and the page its bytes.
     chosen = wrong[np.argsort(-margin_M[wrong], kind="stable")][:SHOWN_MISTAKES]
     return Details(
         ratios=ratios_M,
-        correct=predicted_M == truth_M,
+        correct=correct_M,
         mistakes=tuple(
-            _mistake(inference, dataset, int(rows_M[i]), int(predicted_M[i]), float(margin_M[i]))
-            for i in chosen
+            _mistake(inference, dataset, int(rows_M[i]), float(margin_M[i])) for i in chosen
         ),
     )
 
 
-def _mistake(
-    inference: Inference, dataset: Dataset, row: int, predicted: int, margin: float
-) -> Mistake:
+def _mistake(inference: Inference, dataset: Dataset, row: int, margin: float) -> Mistake:
     matrix = inference.matrix
+    predicted = int(inference.log_posterior[row].argmax())
     probability = None
     if inference.calibrated is not None:
         probability = float(np.exp(inference.calibrated[row, predicted]))

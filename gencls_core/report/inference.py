@@ -21,6 +21,7 @@ from gencls_core.score_matrix import (
     iter_likelihoods,
     read_likelihoods,
 )
+from gencls_core.scores import ShardRecord
 from gencls_core.storage import resolve_below
 
 __all__ = ["CalibrationFit", "Inference", "infer", "infer_by_range"]
@@ -48,6 +49,8 @@ class Inference:
     """Posteriors of a run's test texts, with everything they depend on."""
 
     matrix: LikelihoodMatrix
+    records: tuple[ShardRecord, ...]
+    """Commit records of all the system's test shards."""
     prior_name: str
     prior: dict[str, float]
     fit: CalibrationFit | None
@@ -86,7 +89,7 @@ def infer(
         UsageError: when the prior cannot be obeyed.
     """
     rule = _rule(run, prior, system, models_of)
-    return rule.applied(read_likelihoods(run.scores, system, rule.classes))
+    return rule.applied(read_likelihoods(run.scores, system, rule.classes, rule.records))
 
 
 def infer_by_range(
@@ -103,7 +106,7 @@ def infer_by_range(
         UsageError: when the prior cannot be obeyed.
     """
     rule = _rule(run, prior, system, models_of)
-    for matrix in iter_likelihoods(run.scores, system, rule.classes):
+    for matrix in iter_likelihoods(run.scores, system, rule.classes, rule.records):
         yield rule.applied(matrix)
 
 
@@ -112,6 +115,7 @@ class _Rule:
     """How the scores of a run become posteriors."""
 
     classes: tuple[str, ...]
+    records: tuple[ShardRecord, ...]
     prior_name: str
     prior: dict[str, float]
     fit: CalibrationFit | None
@@ -129,6 +133,7 @@ class _Rule:
             calibrated = posterior_of(decided, self.prior, self.fit.calibration)
         return Inference(
             matrix=matrix,
+            records=self.records,
             prior_name=self.prior_name,
             prior=self.prior,
             fit=self.fit,
@@ -147,9 +152,9 @@ def _rule(
     prior_name = prior if prior is not None else manifest["config"]["posterior"]["prior"]
     prior_of_class = resolve_prior(prior_name, classes, prior_counts(run, origin))
     by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
-    own = run.validation_scores.records(system)
-    fit, notes = _fit(run if own else origin, system, classes, by_loss)
-    return _Rule(classes, prior_name, prior_of_class, fit, notes, by_loss)
+    fit, notes = _fit(run, origin, system, classes, by_loss)
+    records = tuple(run.scores.records(system))
+    return _Rule(classes, records, prior_name, prior_of_class, fit, notes, by_loss)
 
 
 def origin_of(run: RunDirectory, manifest: dict[str, Any]) -> RunDirectory:
@@ -173,13 +178,18 @@ def _decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:
 
 
 def _fit(
-    origin: RunDirectory, system: str, classes: tuple[str, ...], by_loss: bool
+    run: RunDirectory, origin: RunDirectory, system: str, classes: tuple[str, ...], by_loss: bool
 ) -> tuple[CalibrationFit | None, tuple[str, ...]]:
     unavailable = "Calibrated figures are not available: "
-    if not origin.validation_scores.records(system):
+    store = run.validation_scores
+    records = store.records(system)
+    if not records and origin is not run:
+        store = origin.validation_scores
+        records = store.records(system)
+    if not records:
         return None, (f"{unavailable}no validation text was scored by {system}.",)
     try:
-        texts = read_likelihoods(origin.validation_scores, system, classes)
+        texts = read_likelihoods(store, system, classes, records)
     except StoreError as error:
         # Validation scores are a help, not the result: the test figures stand without them.
         return None, (f"{unavailable}the validation scores are not whole ({error}).",)

@@ -1,0 +1,88 @@
+"""A whole run of 4 classes on a local Ray, against the same work in one process without it.
+
+Both read the same run file, end in the same report and have all cores: on Ray as two trainings of
+one core at once, in one process as one training of two. Wall time of processes, imports included.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.bars import BarResult, Options
+from benchmarks.models import model_folder
+from benchmarks.pairs import PeerError, Ratio
+from benchmarks.texts import data_folder
+
+__all__ = ["measure"]
+
+TRAIN_TEXTS_PER_CLASS = 100
+TEST_TEXTS = 200
+
+RUN_FILE = """
+output_dir = "{output}"
+
+[data]
+data_dir = "{data}"
+max_samples = {train}
+max_test_samples = {test}
+
+[model]
+model = "{model}"
+
+[training]
+epochs = 1
+
+[compute]
+precision = "bf16"
+"""
+
+
+def measure(options: Options) -> Iterator[BarResult]:
+    """Run both in turn; the figure is seconds on Ray beyond 1.05 × those of the one process."""
+    rounds = 1 if options.quick else min(options.pairs, 3)
+    beyond, on_ray, alone = [], [], []
+    for _ in range(rounds):
+        on_ray.append(_seconds(options, ["jobs", "run"]))
+        alone.append(_seconds(options, ["benchmarks.one_process"]))
+        beyond.append(on_ray[-1] - 1.05 * alone[-1])
+    name = f"AG News, 4 classes × {TRAIN_TEXTS_PER_CLASS} texts, {TEST_TEXTS} test texts, bf16"
+    details = {"ray_seconds": min(on_ray), "one_process_seconds": min(alone)}
+    yield BarResult("ray_vs_one_process_seconds", (Ratio.of_values(name, beyond, details),))
+
+
+def _seconds(options: Options, module: list[str]) -> float:
+    """Give the wall time of one run in a new folder.
+
+    Raises:
+        PeerError: when it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="gencls-bench-") as folder:
+        run_file = Path(folder, "run.toml")
+        run_file.write_text(
+            RUN_FILE.format(
+                output=Path(folder, "run"),
+                data=data_folder(options, "agnews"),
+                model=model_folder(options.model, options.model),
+                train=TRAIN_TEXTS_PER_CLASS // (4 if options.quick else 1),
+                test=TEST_TEXTS // (4 if options.quick else 1),
+            ),
+            encoding="utf-8",
+        )
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", *module, str(run_file)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise PeerError(f"{' '.join(module)}:\n{(done.stdout + done.stderr)[-4000:]}")
+        return seconds
