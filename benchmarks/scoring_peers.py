@@ -71,7 +71,9 @@ def _harness_model(folder: str, dtype: str) -> Any:
     return HFLM(pretrained=folder, device="cpu", dtype=dtype, batch_size=1, add_bos_token=False)
 
 
-def _harness_scores(peer: Any, texts: list[str], batch_size: int) -> tuple[int, dict[str, float]]:
+def _harness_scores(
+    peer: Any, texts: list[str], lengths: list[int], batch_size: int
+) -> dict[str, float]:
     """Score texts that fit with `loglikelihood`; it refuses longer ones, which go through windows.
 
     Its windows share less context than ours, so the scores of longer texts cannot be compared and
@@ -80,7 +82,6 @@ def _harness_scores(peer: Any, texts: list[str], batch_size: int) -> tuple[int, 
     from lm_eval.api.instance import Instance
 
     peer.batch_size_per_gpu = batch_size
-    lengths = [len(peer.tok_encode(text)) for text in texts]
     short = [i for i, length in enumerate(lengths) if length <= peer.max_length]
     long = [i for i, length in enumerate(lengths) if length > peer.max_length]
     requests = [Instance("loglikelihood", {}, ("", texts[i]), i) for i in short]
@@ -88,8 +89,11 @@ def _harness_scores(peer: Any, texts: list[str], batch_size: int) -> tuple[int, 
     if long:
         rolling = [Instance("loglikelihood_rolling", {}, (texts[i],), i) for i in long]
         peer.loglikelihood_rolling(rolling, disable_tqdm=True)
-    values = {f"text {i}": float(score) for i, score in zip(short, scores, strict=True)}
-    return sum(lengths), values
+    return {f"text {i}": float(score) for i, score in zip(short, scores, strict=True)}
+
+
+def _lengths(peer: Any, texts: list[str]) -> list[int]:
+    return [len(peer.tok_encode(text)) for text in texts]
 
 
 def lm_eval(case: Case) -> Measurement:
@@ -98,11 +102,13 @@ def lm_eval(case: Case) -> Measurement:
     batch_size = int(case.options["batch_size"])
     peer, texts, watch = _harness_model(case.model, dtype), read_texts(case), Stopwatch()
     watch.ready()
-    _harness_scores(peer, first_batch(texts), batch_size)
+    first = first_batch(texts)
+    _harness_scores(peer, first, _lengths(peer, first), batch_size)
     watch.first_batch()
+    lengths = _lengths(peer, texts)
     with watch:
-        tokens, values = _harness_scores(peer, texts, batch_size)
-    return watch.measurement(tokens, {**values, "batch_size": batch_size})
+        values = _harness_scores(peer, texts, lengths, batch_size)
+    return watch.measurement(sum(lengths), {**values, "batch_size": batch_size})
 
 
 def lm_eval_batches(case: Case) -> Measurement:
@@ -113,15 +119,16 @@ def lm_eval_batches(case: Case) -> Measurement:
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[case.precision]
     peer, texts, watch = _harness_model(case.model, dtype), read_texts(case), Stopwatch()
     watch.ready()
-    _harness_scores(peer, first_batch(texts), FIRST_BATCH)
+    lengths, values = _lengths(peer, texts), {}
+    first = first_batch(texts)
+    _harness_scores(peer, first, _lengths(peer, first), FIRST_BATCH)
     watch.first_batch()
-    values, tokens = {}, 0
     with watch:
         for size in case.options["sizes"].split(","):
             began = time.perf_counter()
-            tokens, _ = _harness_scores(peer, texts, int(size))
-            values[f"batch {size}"] = tokens / (time.perf_counter() - began)
-    return watch.measurement(tokens * len(values), values)
+            _harness_scores(peer, texts, lengths, int(size))
+            values[f"batch {size}"] = sum(lengths) / (time.perf_counter() - began)
+    return watch.measurement(sum(lengths) * len(values), values)
 
 
 @functools.cache

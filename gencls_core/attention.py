@@ -18,6 +18,7 @@ a head, N = B · G, M rows of a block (its queries, R times), K keys up to its e
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -115,9 +116,15 @@ def _probabilities(q_BHTD: Tensor, k_BGTD: Tensor, start: int, stop: int, scale:
     # beta 0: the first argument gives a shape and no value.
     s_NMK = torch.baddbmm(q_NMD.new_empty(1, 1, 1), q_NMD, k_NKD.mT, beta=0, alpha=scale)
     size = stop - start
-    later = torch.ones(size, size, dtype=torch.bool, device=s_NMK.device).triu(1)
-    s_NMK.view(len(s_NMK), -1, size, stop)[..., start:].masked_fill_(later, -math.inf)
+    s_NMK.view(len(s_NMK), -1, size, stop)[..., start:].masked_fill_(_later(size), -math.inf)
     return torch.softmax(s_NMK, dim=-1)
+
+
+@functools.lru_cache(maxsize=QUERIES_PER_BLOCK)
+def _later(size: int) -> Tensor:
+    """Give which of `size` keys come after each of as many queries: every layer asks anew."""
+    with torch.inference_mode(False):
+        return torch.ones(size, size, dtype=torch.bool).triu(1)
 
 
 def _attend(

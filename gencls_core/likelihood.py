@@ -106,14 +106,16 @@ def _whole(hidden_RD: Tensor, head: Head, targets_R: Tensor) -> Tensor:
 
 
 def _blocked(hidden_RD: Tensor, head: LinearHead, targets_R: Tensor) -> Tensor:
+    parts = list(_parts(len(head.weight_VD), BLOCK_COLUMNS))
+    # Made first: between the large blocks, small tensors that stay would keep freed memory apart.
     target_logits_R = hidden_RD.new_empty(len(hidden_RD), dtype=torch.float32)
-    sums = []
-    for part in _parts(len(head.weight_VD), BLOCK_COLUMNS):
+    sums_RK = hidden_RD.new_empty(len(hidden_RD), len(parts), dtype=torch.float32)
+    for block, part in enumerate(parts):
         logits_RC = head.columns(hidden_RD, part)
         rows, columns = _targets_in(targets_R, part)
         target_logits_R[rows] = logits_RC[rows, columns].float()
-        sums.append(logits_RC.float().logsumexp(dim=1))
-    return target_logits_R - torch.stack(sums, dim=1).logsumexp(dim=1)
+        torch.logsumexp(logits_RC.float(), dim=1, out=sums_RK[:, block])
+    return target_logits_R - sums_RK.logsumexp(dim=1)
 
 
 def _parts(vocabulary: int, columns: int) -> Iterator[slice]:
@@ -224,12 +226,12 @@ def _sum_of_chunk(
         _parts(vocabulary, BLOCK_COLUMNS if hidden_RD.device.type == "cpu" else vocabulary)
     )
     logits_RV = hidden_RD.new_empty(len(hidden_RD), vocabulary)
-    sums = []
-    for part in parts:
+    sums_RK = hidden_RD.new_empty(len(hidden_RD), len(parts), dtype=torch.float32)
+    for block, part in enumerate(parts):
         logits_RC = head.columns(hidden_RD, part)
         logits_RV[:, part] = logits_RC
-        sums.append(logits_RC.float().logsumexp(dim=1))
-    logsumexp_R = torch.stack(sums, dim=1).logsumexp(dim=1)
+        torch.logsumexp(logits_RC.float(), dim=1, out=sums_RK[:, block])
+    logsumexp_R = sums_RK.logsumexp(dim=1)
     target_logits_R = logits_RV.gather(1, targets_R[:, None]).squeeze(1).float()
     for part in parts:
         of_logits_RC = (logits_RV[:, part].float() - logsumexp_R[:, None]).exp_()

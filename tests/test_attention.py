@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from gencls_core import attention
 from gencls_core.attention import causal_attention, use_causal_attention
+from gencls_core.model_loading import load_weights, read_config
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import load_causal_lm
 
@@ -94,6 +95,37 @@ def test_sliding_windows_and_dropout_are_left_to_torch(sliding, monkeypatch):
     monkeypatch.setattr(attention, "causal_attention", None)
     torch.manual_seed(1)
     torch.testing.assert_close(model(ids).logits, expected, atol=0, rtol=0)
+
+
+def test_fused_modules_compute_what_transformers_does(tmp_path):
+    """Llama's norm and GPT-2's GELU are replaced; Gemma's norm adds 1 to its weight and stays."""
+    from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM
+
+    gemma = GemmaForCausalLM(
+        GemmaConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=1, head_dim=8,
+        )
+    )  # fmt: skip
+    for architecture in ("gpt2", "llama", "gemma"):
+        folder = make_model_folder(tmp_path / architecture, architecture.replace("gemma", "llama"))
+        if architecture == "gemma":
+            gemma.save_pretrained(folder)
+        loaded, _ = load_weights(
+            AutoModelForCausalLM,
+            resolved := ResolvedModel.of_folder("m", folder),
+            read_config(resolved),
+            torch.float32,
+            expected="a model",
+        )
+        plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+        ids = torch.arange(20)[None]
+        torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+        assert loaded.state_dict().keys() == plain.state_dict().keys()
+        kinds = {type(module).__name__ for module in loaded.modules()}
+        assert ("_RMSNorm" in kinds) == (architecture == "llama")
+        assert "GemmaRMSNorm" in kinds or architecture != "gemma"
+        assert ("GELU" in kinds) == (architecture == "gpt2")
 
 
 def test_an_eager_model_stays_eager():

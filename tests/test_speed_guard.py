@@ -59,7 +59,7 @@ def test_scoring_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     random = np.random.default_rng(0)
-    words = [random.integers(0, 4_000, length) for length in random.integers(15, 90, 64)]
+    words = [random.integers(0, 4_000, length) for length in random.integers(15, 90, 48)]
     examples = examples_of([" ".join(f"w{n}" for n in text) for text in words])
     models = class_model_set(
         str(folder), torch.float32, tokenizer_digest_of(folder), classes=("one",)
