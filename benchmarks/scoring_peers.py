@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,20 @@ def named(log_likelihoods: list[float]) -> dict[str, float]:
     return {f"text {number}": float(value) for number, value in enumerate(log_likelihoods)}
 
 
+def _timed(case: Case, score: Callable[[list[str]], tuple[int, dict[str, float]]]) -> Measurement:
+    """Measure a loaded peer: its first batch ends the set-up, then it scores all texts.
+
+    `score` gives the number of tokens and the named log-likelihoods.
+    """
+    texts, watch = read_texts(case), Stopwatch()
+    watch.ready()
+    score(first_batch(texts))
+    watch.first_batch()
+    with watch:
+        tokens, values = score(texts)
+    return watch.measurement(tokens, values)
+
+
 def ours(case: Case) -> Measurement:
     """Score with gencls at its defaults, as a scoring actor does."""
     from benchmarks.models import class_model_set, examples_of
@@ -55,13 +70,7 @@ def ours(case: Case) -> Measurement:
         tokens = sum(table.column("num_tokens").to_pylist())
         return tokens, named(table.column("score").to_pylist())
 
-    texts, watch = read_texts(case), Stopwatch()
-    watch.ready()
-    score(first_batch(texts))
-    watch.first_batch()
-    with watch:
-        tokens, values = score(texts)
-    return watch.measurement(tokens, values)
+    return _timed(case, score)
 
 
 @functools.cache
@@ -176,13 +185,7 @@ def naive(case: Case) -> Measurement:
                 sums[window.text] += scores_T.sum(dtype=torch.float64).item()
         return sum(map(len, tokenized)), named(sums)
 
-    texts, watch = read_texts(case), Stopwatch()
-    watch.ready()
-    score(first_batch(texts))
-    watch.first_batch()
-    with watch:
-        tokens, values = score(texts)
-    return watch.measurement(tokens, values)
+    return _timed(case, score)
 
 
 def labels_loss(case: Case) -> Measurement:
@@ -204,13 +207,7 @@ def labels_loss(case: Case) -> Measurement:
                 tokens += ids_BT.shape[1]
         return tokens, named(sums)
 
-    texts, watch = read_texts(case), Stopwatch()
-    watch.ready()
-    score(first_batch(texts))
-    watch.first_batch()
-    with watch:
-        tokens, values = score(texts)
-    return watch.measurement(tokens, values)
+    return _timed(case, score)
 
 
 def roof(case: Case) -> Measurement:
@@ -224,8 +221,6 @@ def roof(case: Case) -> Measurement:
     watch.ready()
     watch.first_batch()
     per_token = _seconds_per_token(case.model, torch_dtype(case))
-    with watch:
-        pass
     return replace(watch.measurement(1000), seconds=1000 * per_token)
 
 

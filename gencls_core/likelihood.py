@@ -254,7 +254,6 @@ def window_states(
     lm: CausalLM,
     texts: Sequence[TokenizedText],
     windows: Sequence[Window],
-    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Give the hidden states [N, D] and targets [N] of some windows, one window after the other.
 
@@ -265,8 +264,8 @@ def window_states(
     targets_N = torch.from_numpy(
         np.concatenate([texts[w.text].targets[w.score_from : w.stop] for w in windows])
     ).long()
-    hidden_BTD = lm.hidden(pad_windows(rows, lm.eos_id).to(device))
+    hidden_BTD = lm.hidden(pad_windows(rows, lm.eos_id).to(lm.device))
     hidden_ND = torch.cat(
         [hidden_BTD[i, w.context + w.score_from - w.start : len(w)] for i, w in enumerate(windows)]
     )
-    return hidden_ND, targets_N.to(device)
+    return hidden_ND, targets_N.to(lm.device)

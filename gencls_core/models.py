@@ -71,6 +71,11 @@ class CausalLM:
     """Tokens that the model reads at once."""
     vocabulary: int
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
     def hidden(self, input_ids_BT: Tensor) -> Tensor:
         """Give the last hidden states [B, T, D] of right-padded inputs."""
         trunk, _ = _parts(self.model)

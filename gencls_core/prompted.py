@@ -94,7 +94,7 @@ class PromptedModel:
                 lm,
                 texts_N,
                 window=window,
-                tokens_per_batch=scoring.batch_tokens(next(lm.model.parameters()).device.type),
+                tokens_per_batch=scoring.batch_tokens(lm.device.type),
                 on_batch=count,
             )
             scores_PN.append(found.token_scores)

@@ -68,11 +68,10 @@ def score_texts(
         tokens_per_batch: padded tokens that go through the model at once.
         on_batch: called with the number of tokens scored so far in this call.
     """
-    device = next(lm.model.parameters()).device
     scores = [np.zeros(len(text), dtype=np.float32) for text in texts]
     done = 0
     for batch in batches_by_token_budget(windows_of(texts, window), tokens_per_batch):
-        log_probs = _score_batch(lm, texts, batch, device)
+        log_probs = _score_batch(lm, texts, batch)
         offset = 0
         for part in batch:
             count = part.stop - part.score_from
@@ -85,10 +84,10 @@ def score_texts(
 
 
 def _score_batch(
-    lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window], device: torch.device
+    lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window]
 ) -> NDArray[np.float32]:
     """Score one padded batch; gives the scored positions of its windows, one after the other."""
-    hidden_ND, targets_N = window_states(lm, texts, batch, device)
+    hidden_ND, targets_N = window_states(lm, texts, batch)
     log_probs_N = token_log_probs(hidden_ND, lm.head, targets_N, lm.vocabulary)
     result: NDArray[np.float32] = log_probs_N.cpu().numpy()
     return result
@@ -158,7 +157,7 @@ class ClassModelSet:
         """
         lm = self.model(class_name)
         policy = self.policy(sequence)
-        tokens = scoring.batch_tokens(next(lm.model.parameters()).device.type)
+        tokens = scoring.batch_tokens(lm.device.type)
         ids = encoded if encoded is not None else self.encode(examples)
         texts = [TokenizedText.of(own, policy) for own in ids]
         scores = score_texts(

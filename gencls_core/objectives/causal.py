@@ -66,7 +66,7 @@ class CausalObjective(OfTexts[CausalLM, TokenizedText]):
     def loss(self, part: _Pass) -> Tensor:
         """Sum −log P over the scored positions of one padded pass, in nats."""
         lm = self._computing
-        hidden_ND, targets_N = window_states(lm, *part, next(lm.model.parameters()).device)
+        hidden_ND, targets_N = window_states(lm, *part)
         return negative_log_likelihood(hidden_ND, lm.head, targets_N, lm.vocabulary)
 
     def held_out_nll(self, tokens: int) -> float:
