@@ -21,6 +21,7 @@ __all__ = [
     "Metrics",
     "Perplexity",
     "ReliabilityBin",
+    "bin_numbers",
     "evaluate",
     "perplexities",
     "reliability_bins",
@@ -210,6 +211,12 @@ def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[floa
     return low, high
 
 
+def bin_numbers(confidence: FloatArray, bins: int = RELIABILITY_BINS) -> IntArray:
+    """Give the number of each confidence's bin, an array of any shape; upper edges are included."""
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    return np.searchsorted(edges[1:-1], confidence, side="left")
+
+
 def reliability_bins(
     confidence_N: FloatArray, correct_N: npt.NDArray[np.bool_], bins: int = RELIABILITY_BINS
 ) -> tuple[ReliabilityBin, ...]:
@@ -219,7 +226,7 @@ def reliability_bins(
     their counts (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     """
     edges = np.linspace(0.0, 1.0, bins + 1)
-    index_N = np.searchsorted(edges[1:-1], confidence_N, side="left")
+    index_N = bin_numbers(confidence_N, bins)
     counts = np.bincount(index_N, minlength=bins)
     confidences = np.bincount(index_N, weights=confidence_N, minlength=bins)
     rights = np.bincount(index_N[correct_N], minlength=bins)

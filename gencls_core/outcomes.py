@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gencls_core.metrics import RELIABILITY_BINS
+from gencls_core.metrics import RELIABILITY_BINS, bin_numbers
 from gencls_core.score_matrix import FloatArray, IntArray, blocks_of
 
 __all__ = ["BoolArray", "Outcomes", "Sums", "ece_if_calibrated", "sums_of_texts"]
@@ -88,7 +88,7 @@ def sums_of_texts(outcomes: Outcomes) -> Any:
 
     num_seeds, num_texts = outcomes.predicted_SN.shape
     classes, correct_SN = outcomes.num_classes, outcomes.correct_SN
-    bins_SN = _bins(outcomes)
+    bins_SN = bin_numbers(outcomes.confidence_SN)
     per_run = 2 * classes + RELIABILITY_BINS + 1
     starts_S1 = np.arange(num_seeds)[:, None] * per_run
     cells = [
@@ -153,7 +153,7 @@ def ece_if_calibrated(
     https://doi.org/10.1175/WAF993.1). All runs get the same noise: they read the same texts.
     """
     variance_SN = outcomes.confidence_SN * (1 - outcomes.confidence_SN)
-    bins_SN = _bins(outcomes)
+    bins_SN = bin_numbers(outcomes.confidence_SN)
     deviation_SB = np.sqrt(
         [
             np.bincount(bins_N, weights=variance_N, minlength=RELIABILITY_BINS)
@@ -163,9 +163,3 @@ def ece_if_calibrated(
     noise_RB = np.abs(generator.standard_normal((resamples, RELIABILITY_BINS)))
     ece_R: FloatArray = noise_RB @ deviation_SB.mean(axis=0) / len(outcomes.truth_N)
     return ece_R
-
-
-def _bins(outcomes: Outcomes) -> IntArray:
-    """Give each prediction's bin, as metrics.reliability_bins does: upper edges included."""
-    edges = np.linspace(0.0, 1.0, RELIABILITY_BINS + 1)
-    return np.searchsorted(edges[1:-1], outcomes.confidence_SN, side="left")
