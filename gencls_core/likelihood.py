@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gencls_core.products import linear
+
 if TYPE_CHECKING:
     from gencls_core.models import CausalLM
     from gencls_core.tokenization import TokenizedText, Window
@@ -49,8 +51,8 @@ Head = Callable[[Tensor], Tensor]
 
 LOGITS_PER_CHUNK = 2**24
 """Logits held at once where a head is not a matrix, or on a GPU: 64 MiB in float32."""
-BLOCK_ROWS = BLOCK_COLUMNS = 1024
-"""A part on a CPU: 4 MiB in float32."""
+BLOCK_ROWS, BLOCK_COLUMNS = 1024, 512
+"""A part on a CPU: 2 MiB in float32."""
 KEPT_LOGITS_BYTES = 2**27
 """Logits held at once where gradients are needed."""
 
@@ -69,7 +71,7 @@ class LinearHead:
     def columns(self, hidden_ND: Tensor, part: slice) -> Tensor:
         """Give the logits of a part of the vocabulary."""
         bias = None if self.bias_V is None else self.bias_V[part]
-        return torch.nn.functional.linear(hidden_ND, self.weight_VD[part], bias)
+        return linear(hidden_ND, self.weight_VD[part], bias)
 
 
 def token_log_probs(hidden_ND: Tensor, head: Head, targets_N: Tensor, vocabulary: int) -> Tensor:
@@ -114,8 +116,16 @@ def _blocked(hidden_RD: Tensor, head: LinearHead, targets_R: Tensor) -> Tensor:
         logits_RC = head.columns(hidden_RD, part)
         rows, columns = _targets_in(targets_R, part)
         target_logits_R[rows] = logits_RC[rows, columns].float()
-        torch.logsumexp(logits_RC.float(), dim=1, out=sums_RK[:, block])
+        sums_RK[:, block] = _logsumexp(logits_RC)
     return target_logits_R - sums_RK.logsumexp(dim=1)
+
+
+def _logsumexp(logits_RC: Tensor) -> Tensor:
+    """Give logsumexp of each row, float32, by the one kernel that makes all of log-softmax."""
+    log_probs_RC = torch.log_softmax(logits_RC, dim=1, dtype=torch.float32)
+    sums_R = logits_RC[:, 0].float() - log_probs_RC[:, 0]
+    # A first logit of −∞ says nothing of the sum.
+    return sums_R if sums_R.isfinite().all() else logits_RC.float().logsumexp(dim=1)
 
 
 def _parts(vocabulary: int, columns: int) -> Iterator[slice]:
@@ -203,9 +213,9 @@ class _Gradients:
             self.bias_V[part] += of_logits_RC.sum(dim=0)
         of_logits_RC = of_logits_RC.to(hidden_RD.dtype)
         if self.hidden_ND is not None:
-            self.hidden_ND[rows] += of_logits_RC @ head.weight_VD[part]
+            self.hidden_ND[rows] += linear(of_logits_RC, head.weight_VD[part].t())
         if self.weight_VD is not None:
-            self.weight_VD[part] += of_logits_RC.mT @ hidden_RD
+            self.weight_VD[part] += linear(of_logits_RC.t(), hidden_RD.t())
 
 
 def _chunks_of_kept_logits(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
@@ -230,7 +240,7 @@ def _sum_of_chunk(
     for block, part in enumerate(parts):
         logits_RC = head.columns(hidden_RD, part)
         logits_RV[:, part] = logits_RC
-        torch.logsumexp(logits_RC.float(), dim=1, out=sums_RK[:, block])
+        sums_RK[:, block] = _logsumexp(logits_RC)
     logsumexp_R = sums_RK.logsumexp(dim=1)
     target_logits_R = logits_RV.gather(1, targets_R[:, None]).squeeze(1).float()
     for part in parts:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic
 
+from torch import nn
+
+from gencls_core.allocator import keep_freed_memory
 from gencls_core.class_models import ClassModel
 from gencls_core.errors import ModelError
+from gencls_core.fused_layers import pack
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import LM, load_adapters
 
-__all__ = ["LoadedClassModels"]
+__all__ = ["LoadedClassModels", "ready_to_score"]
+
+
+def ready_to_score(model: nn.Module, device: str) -> None:
+    """Bring a loaded model to its device, laid out for speed; it can only be read from then on."""
+    model.to(device)
+    pack(model)
+    keep_freed_memory()
 
 
 class LoadedClassModels(Generic[LM]):
@@ -56,7 +67,7 @@ class LoadedClassModels(Generic[LM]):
             shared = load_adapters(
                 load(base), {self._adapters[name]: path for name, path in adapters.items()}
             )
-            shared.model.to(device)
+            ready_to_score(shared.model, device)
             self._models.update(dict.fromkeys(adapters, shared))
         for model in models:
             if model.kind != "lora":
@@ -64,7 +75,7 @@ class LoadedClassModels(Generic[LM]):
                     model.class_name, model.path, model.digest, 0, {}, model.files
                 )
                 self._models[model.class_name] = load(resolved)
-                self._models[model.class_name].model.to(device)
+                ready_to_score(self._models[model.class_name].model, device)
         self.any: LM = self._models[models[0].class_name]
         found = tokenizer_of(self.any)
         if digests != {found}:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
 from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.loaded_models import LoadedClassModels
+from gencls_core.loaded_models import LoadedClassModels, ready_to_score
 from gencls_core.masked_draws import standard_error
 from gencls_core.masked_likelihood import MaskedScores, MaskedText, score_masked, score_pseudo
 from gencls_core.masked_loading import load_masked_lm, masked_tokenizer_digest
@@ -106,7 +106,7 @@ class PromptedMaskedModel:
         """
         self._job = job
         self._lm = load_masked_lm(job.base, scoring_dtype(job.precision))
-        self._lm.model.to(job.device)
+        ready_to_score(self._lm.model, job.device)
         self._prompted = _with_prompts(
             self._lm, {name: prompts_for(job.systems, name) for name in job.classes}
         )

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
-from transformers.activations import NewGELUActivation
 from transformers.utils.logging import disable_progress_bar
 
 from gencls_core.errors import ModelError
+from gencls_core.fused_layers import fuse
 from gencls_core.model_source import ResolvedModel
 
 __all__ = ["load_tokenizer", "load_weights", "read_config", "tokenizer_state"]
@@ -111,52 +110,8 @@ def load_weights(
             expected=f"{expected} with weights in model.safetensors",
         ) from None
     model.eval()
-    _fuse(model)
+    fuse(model)
     return model, sorted(report["missing_keys"])
-
-
-class _RMSNorm(nn.Module):
-    """torch's one kernel in the place of transformers' six operations."""
-
-    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
-        super().__init__()
-        self.weight = weight
-        self.variance_epsilon = epsilon
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Scale vectors to a mean square of one, then by the weight; float32 in between."""
-        shape = (hidden.shape[-1],)
-        return nn.functional.rms_norm(hidden, shape, self.weight, self.variance_epsilon)
-
-
-def _fuse(model: nn.Module) -> None:
-    """Put torch's kernels where transformers writes the same function as many operations.
-
-    GPT-2's GELU (Hendrycks and Gimpel 2016, the tanh form) takes a quarter of the time, an RMSNorm
-    (Zhang and Sennrich 2019) half. Names of weights stay.
-    """
-    for module in list(model.modules()):
-        child: Any
-        for name, child in list(module.named_children()):
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
-            elif _is_plain_rms_norm(child):
-                setattr(module, name, _RMSNorm(child.weight, child.variance_epsilon))
-
-
-@torch.no_grad()
-def _is_plain_rms_norm(module: Any) -> bool:
-    """Say whether a module is what its name says: Gemma's, for one, adds 1 to the weight."""
-    names = [name for name, _ in module.named_parameters()]
-    if not type(module).__name__.endswith("RMSNorm") or names != ["weight"]:
-        return False
-    weight = module.weight
-    if weight.ndim != 1 or not hasattr(module, "variance_epsilon"):
-        return False
-    probe = torch.linspace(-3, 5, 2 * len(weight), dtype=weight.dtype).view(2, -1)
-    expected, found = module(probe), _RMSNorm(weight, module.variance_epsilon)(probe)
-    tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
-    return torch.allclose(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
 
 
 @contextlib.contextmanager

@@ -42,10 +42,11 @@ class ZeroShot:
         """
         check_prompts(job.systems, job.classes)
 
+        from gencls_core.loaded_models import ready_to_score
         from gencls_core.models import load_causal_lm
         from gencls_core.precision import scoring_dtype
         from gencls_core.prompted import PromptedModel
 
         lm = load_causal_lm(job.base, scoring_dtype(job.precision))
-        lm.model.to(job.device)
+        ready_to_score(lm.model, job.device)
         return PromptedModel(lm, {name: prompts_for(job.systems, name) for name in job.classes})
