@@ -132,9 +132,9 @@ class Classifier:
 
 
 def text_batches(
-    texts: Sequence[ReadText], numbers: Iterable[int], tokens: int
+    texts: Sequence[ReadText], numbers: Iterable[int], tokens: int, *, fewest: bool = False
 ) -> Iterator[list[int]]:
     """Group texts by number into batches of at most `tokens` padded tokens, longest first."""
     whole = [Window(number, 0, 0, len(texts[number])) for number in numbers]
-    for batch in batches_by_token_budget(whole, tokens):
+    for batch in batches_by_token_budget(whole, tokens, fewest=fewest):
         yield [window.text for window in batch]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from gencls_core.errors import ModelError
 from gencls_core.tokenization import (
     SequencePolicy,
     TokenizedText,
+    Window,
     batches_by_token_budget,
     windows_of,
 )
@@ -82,10 +84,41 @@ def test_a_prompt_that_leaves_no_room_is_refused():
         windows_of([text], 4)
 
 
+def cost(lengths, cost_of_batch):
+    return sum(max(batch) * len(batch) + cost_of_batch for batch in lengths)
+
+
+def every_partition(lengths, tokens):
+    """All ways to cut lengths into runs that keep to the budget."""
+    if not lengths:
+        yield []
+    for count in range(1, len(lengths) + 1):
+        if count == 1 or lengths[0] * count <= tokens:
+            for rest in every_partition(lengths[count:], tokens):
+                yield [lengths[:count], *rest]
+
+
+@pytest.mark.parametrize("tokens", [8, 32, 200])
+@pytest.mark.parametrize("fewest", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_other_cuts_are_cheaper(tokens, fewest, seed):
+    lengths = sorted(np.random.default_rng(seed).integers(0, 30, 11).tolist(), reverse=True)
+    windows = [Window(number, 0, 0, length) for number, length in enumerate(lengths)]
+    found = batches_by_token_budget(windows, tokens, fewest=fewest)
+    batches = [[len(w) for w in batch] for batch in found]
+    one = tokens if fewest else max(1, tokens // 16)
+    assert [length for batch in batches for length in batch] == lengths
+    assert cost(batches, one) == min(cost(p, one) for p in every_partition(lengths, tokens))
+
+
+def test_no_windows_make_no_batches():
+    assert batches_by_token_budget([], 32) == []
+
+
 def test_batches_hold_every_window_within_the_budget():
     texts = [TokenizedText.of(list(range(n)), POLICY) for n in (3, 50, 1, 17, 4, 4)]
     windows = windows_of(texts, 16)
-    batches = list(batches_by_token_budget(windows, 32))
+    batches = batches_by_token_budget(windows, 32)
     assert sorted((w for b in batches for w in b), key=id) == sorted(windows, key=id)
     for batch in batches:
         assert len(batch) == 1 or max(map(len, batch)) * len(batch) <= 32

@@ -60,7 +60,9 @@ class CausalObjective(OfTexts[CausalLM, TokenizedText]):
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
         """Cut texts into windows, and windows into passes."""
         texts = [self._texts[number] for number in numbers]
-        for windows in batches_by_token_budget(windows_of(texts, self._policy.window), tokens):
+        for windows in batches_by_token_budget(
+            windows_of(texts, self._policy.window), tokens, fewest=True
+        ):
             yield texts, windows
 
     def loss(self, part: _Pass) -> Tensor:

@@ -55,7 +55,7 @@ class ClassificationObjective(OfTexts[Classifier, ReadText]):
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[list[int]]:
         """Cut texts into passes of similar length."""
-        return text_batches(self._texts, numbers, tokens)
+        return text_batches(self._texts, numbers, tokens, fewest=True)
 
     def loss(self, part: list[int]) -> Tensor:
         """Sum −log P(class | text) over the texts of one padded pass, in nats."""

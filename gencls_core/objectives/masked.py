@@ -70,7 +70,7 @@ class MaskedObjective(OfTexts[MaskedLM, MaskedText]):
             for number in numbers
             for start, stop in self._texts[number].windows
         ]
-        for group in batches_by_token_budget(windows, tokens):
+        for group in batches_by_token_budget(windows, tokens, fewest=True):
             rows = [self._texts[window.text].ids[window.start : window.stop] for window in group]
             yield [(ids, mask_for_training(ids, seed=self._seed, epoch=epoch)) for ids in rows]
 
