@@ -68,27 +68,18 @@ def train(case: Case) -> Measurement:
 
 def score(case: Case) -> Measurement:
     """Score texts under one class model at the defaults. Values: nats, as `text 0`, `text 1`, …"""
-    from benchmarks.models import resolved
-    from gencls_core.models import load_causal_lm
-    from gencls_core.scoring import score_texts
-    from gencls_core.tokenization import SequencePolicy, TokenizedText
+    from benchmarks.models import class_model_set, examples_of, tokenizer_digest_of
 
-    lm, watch = load_causal_lm(resolved(case.model), torch_dtype(case)), Stopwatch()
-    policy = SequencePolicy.resolve(
-        SequenceConfig(), bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-    )
+    digest = tokenizer_digest_of(Path(case.model))
+    models, watch = class_model_set(case.model, torch_dtype(case), digest, ("one",)), Stopwatch()
     watch.ready()
     watch.first_batch()
     with watch:
-        texts = [TokenizedText.of(ids, policy) for ids in lm.encode(read_texts(case))]
-        scores = score_texts(
-            lm,
-            texts,
-            window=policy.window,
-            tokens_per_batch=ScoringConfig().batch_tokens("cpu"),
+        table = models.score(
+            examples_of(read_texts(case)), "one", SequenceConfig(), ScoringConfig()
         )
-    values = {f"text {i}": float(nats) for i, nats in enumerate(scores.log_likelihoods)}
-    return watch.measurement(sum(map(len, texts)), values)
+    nats, tokens = table.column("score").to_pylist(), table.column("num_tokens").to_pylist()
+    return watch.measurement(sum(tokens), {f"text {i}": value for i, value in enumerate(nats)})
 
 
 @dataclass(frozen=True)

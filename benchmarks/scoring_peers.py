@@ -58,11 +58,14 @@ def _timed(case: Case, score: Callable[[list[str]], tuple[int, dict[str, float]]
 
 def ours(case: Case) -> Measurement:
     """Score with gencls at its defaults, as a scoring actor does."""
-    from benchmarks.models import class_model_set, examples_of
-    from gencls_core.config import ScoringConfig, SequenceConfig
+    from gencls_core.startup import collector_paused
 
-    digest = case.options["tokenizer_digest"]
-    models = class_model_set(case.model, torch_dtype(case), digest, ("one",))
+    with collector_paused():
+        from benchmarks.models import class_model_set, examples_of
+        from gencls_core.config import ScoringConfig, SequenceConfig
+
+        digest = case.options["tokenizer_digest"]
+        models = class_model_set(case.model, torch_dtype(case), digest, ("one",))
     sequence, scoring = SequenceConfig(score_eos=False), ScoringConfig()
 
     def score(texts: list[str]) -> tuple[int, dict[str, float]]:

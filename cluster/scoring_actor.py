@@ -16,6 +16,7 @@ from gencls_core.events import ScoringProgress
 from gencls_core.ownership import Fence
 from gencls_core.scores import ScoreStore, ShardRecord
 from gencls_core.scoring_job import Models, ScoringJob
+from gencls_core.startup import collector_paused
 
 __all__ = ["ScoringActor"]
 
@@ -46,12 +47,13 @@ class ScoringActor:
     def _load(self, job: ScoringJob) -> Models:
         if job.load is not None:
             return job.load(job, self._classes)
-        import torch
+        with collector_paused():
+            import torch
 
-        torch.set_num_threads(self._threads)
-        if job.device == "cuda" and self._gpu_memory_fraction is not None:
-            torch.cuda.set_per_process_memory_fraction(self._gpu_memory_fraction)
-        return job.system.load(job, self._classes)
+            torch.set_num_threads(self._threads)
+            if job.device == "cuda" and self._gpu_memory_fraction is not None:
+                torch.cuda.set_per_process_memory_fraction(self._gpu_memory_fraction)
+            return job.system.load(job, self._classes)
 
     def score(self, job: ScoringJob, work: ShardWork, fence: Fence) -> list[ShardRecord]:
         """Score one shard's examples under each class, committing class by class.

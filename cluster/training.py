@@ -18,6 +18,7 @@ from gencls_core.errors import GenclsError, ResourceError
 from gencls_core.events import ClassTrained, Event, Note
 from gencls_core.ownership import Fence, Lease
 from gencls_core.remote_path import Location
+from gencls_core.startup import collector_paused
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["train_classes"]
@@ -118,10 +119,11 @@ def _train(
 
 
 def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Plan) -> ClassModel:
-    import torch
+    with collector_paused():
+        import torch
 
-    from gencls_core.datasets.dataset import Dataset
-    from gencls_core.training import train_class
+        from gencls_core.datasets.dataset import Dataset
+        from gencls_core.training import train_class
 
     if task.device == "cuda" and plan.gpu_memory_fraction_per_training is not None:
         # Ray's fractions isolate nothing: hold each task to its share.

@@ -28,6 +28,7 @@ from gencls_core.class_models import (
 from gencls_core.events import TrainingProgress
 from gencls_core.measure import peak_memory_bytes, reset_peak_memory
 from gencls_core.objectives import Objective, load_objective
+from gencls_core.startup import collector_paused
 from gencls_core.storage import publish_directory, write_errors, write_json
 from gencls_core.training_loop import ObjectiveTrainer, count_steps, trainer_arguments
 from gencls_core.training_task import TrainingTask
@@ -56,7 +57,8 @@ def train_class(
     started = time.perf_counter()
     # Before loading: a classifier's head is drawn there.
     _seed(task.training.seed)
-    objective = load_objective(task)
+    with collector_paused():
+        objective = load_objective(task)
     _seed(task.training.seed)
     if task.training.gradient_checkpointing:
         enable: Any = objective.model.gradient_checkpointing_enable
