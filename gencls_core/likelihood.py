@@ -236,18 +236,24 @@ def _sum_of_chunk(
         _parts(vocabulary, BLOCK_COLUMNS if hidden_RD.device.type == "cpu" else vocabulary)
     )
     logits_RV = hidden_RD.new_empty(len(hidden_RD), vocabulary)
-    sums_RK = hidden_RD.new_empty(len(hidden_RD), len(parts), dtype=torch.float32)
+    peaks_RK, sums_RK = torch.empty(
+        2, len(hidden_RD), len(parts), dtype=torch.float32, device=hidden_RD.device
+    )
     for block, part in enumerate(parts):
         logits_RC = head.columns(hidden_RD, part)
         logits_RV[:, part] = logits_RC
-        sums_RK[:, block] = _logsumexp(logits_RC)
-    logsumexp_R = sums_RK.logsumexp(dim=1)
+        peaks_RK[:, block] = logits_RC.amax(dim=1)
+        sums_RK[:, block] = -torch.log_softmax(logits_RC, dim=1, dtype=torch.float32).amax(dim=1)
+    # logsumexp = peak + rest, kept apart: where a token is all but certain, softmax − 1 is smaller
+    # than what rounding takes from a logsumexp.
+    peak_R = peaks_RK.amax(dim=1)
+    rest_R = (peaks_RK - peak_R[:, None] + sums_RK).logsumexp(dim=1)
     target_logits_R = logits_RV.gather(1, targets_R[:, None]).squeeze(1).float()
     for part in parts:
-        of_logits_RC = (logits_RV[:, part].float() - logsumexp_R[:, None]).exp_()
+        of_logits_RC = (logits_RV[:, part].float() - peak_R[:, None]).sub_(rest_R[:, None]).exp_()
         of_logits_RC[_targets_in(targets_R, part)] -= 1
         gradients.add(head, rows, part, hidden_RD, of_logits_RC)
-    return (logsumexp_R - target_logits_R).sum(dtype=torch.float64)
+    return (peak_R - target_logits_R + rest_R).sum(dtype=torch.float64)
 
 
 def pad_windows(rows: list[Tensor], padding: int) -> Tensor:
