@@ -253,7 +253,8 @@ def _sum_of_chunk(
         of_logits_RC = (logits_RV[:, part].float() - peak_R[:, None]).sub_(rest_R[:, None]).exp_()
         of_logits_RC[_targets_in(targets_R, part)] -= 1
         gradients.add(head, rows, part, hidden_RD, of_logits_RC)
-    return (peak_R - target_logits_R + rest_R).sum(dtype=torch.float64)
+    nll_R: Tensor = peak_R - target_logits_R + rest_R
+    return nll_R.sum(dtype=torch.float64)
 
 
 def pad_windows(rows: list[Tensor], padding: int) -> Tensor:
