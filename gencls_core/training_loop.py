@@ -177,6 +177,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """Give the batches of one optimiser step, and what their loss is divided by."""
+        self._prepare(training=True)
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return samples, sum(self._objective.units(batch["numbers"].tolist()) for batch in samples)
 
@@ -187,7 +188,6 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: int | None = None,
     ) -> Tensor:
         """Add one batch's gradients pass by pass; gives its share of the step's loss."""
-        self._prepare(training=True)
         numbers = inputs["numbers"].tolist()
         units = num_items_in_batch or self._objective.units(numbers)
         total = torch.zeros((), device=self.args.device)
