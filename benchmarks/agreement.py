@@ -69,6 +69,7 @@ def train(case: Case) -> Measurement:
 def score(case: Case) -> Measurement:
     """Score texts under one class model at the defaults. Values: nats, as `text 0`, `text 1`, …"""
     from benchmarks.models import class_model_set, examples_of, tokenizer_digest_of
+    from benchmarks.scoring_peers import named
 
     digest = tokenizer_digest_of(Path(case.model))
     models, watch = class_model_set(case.model, torch_dtype(case), digest, ("one",)), Stopwatch()
@@ -78,8 +79,8 @@ def score(case: Case) -> Measurement:
         table = models.score(
             examples_of(read_texts(case)), "one", SequenceConfig(), ScoringConfig()
         )
-    nats, tokens = table.column("score").to_pylist(), table.column("num_tokens").to_pylist()
-    return watch.measurement(sum(tokens), {f"text {i}": value for i, value in enumerate(nats)})
+    tokens = sum(table.column("num_tokens").to_pylist())
+    return watch.measurement(tokens, named(table.column("score").to_pylist()))
 
 
 @dataclass(frozen=True)

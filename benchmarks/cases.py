@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ __all__ = [
     "Measurement",
     "Precision",
     "Stopwatch",
+    "median_seconds",
     "read_texts",
     "torch_dtype",
     "write_texts",
@@ -127,6 +130,16 @@ class Stopwatch:
             memory_before_bytes=self._before,
             values=values or {},
         )
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Time a piece of work again and again; give the median."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def write_texts(path: Path, texts: list[str]) -> str:

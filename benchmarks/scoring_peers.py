@@ -14,13 +14,19 @@ imports what it needs in its own function: imports are part of its set-up.
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.cases import Case, Measurement, Stopwatch, read_texts, torch_dtype
+from benchmarks.cases import (
+    Case,
+    Measurement,
+    Stopwatch,
+    median_seconds,
+    read_texts,
+    torch_dtype,
+)
 
 __all__ = ["labels_loss", "lm_eval", "lm_eval_batches", "naive", "ours", "roof"]
 
@@ -245,17 +251,9 @@ def _seconds_per_token(folder: str, dtype: Any) -> float:
                 if has_onednn(dtype):
                     products.append(functools.partial(PackedLinear(weight.t(), None), x))
                 for product in products:
-                    best[number] = min(best[number], _median_seconds(product) / rows)
+                    seconds = median_seconds(product, ROOF_REPEATS)
+                    best[number] = min(best[number], seconds / rows)
     return sum(best)
-
-
-def _median_seconds(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(ROOF_REPEATS):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
 
 
 def _matrices(model: Any) -> list[Any]:

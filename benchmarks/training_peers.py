@@ -14,16 +14,15 @@ What they have in common is in `benchmarks.training_work`. Memory is that above 
 
 from __future__ import annotations
 
+import functools
 import os
-import statistics
 import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case, Measurement, Stopwatch
+from benchmarks.cases import Case, Measurement, Stopwatch, median_seconds
 from benchmarks.training_work import (
     PADDED_LENGTH,
     SEQUENCE,
@@ -273,10 +272,6 @@ def _layer_seconds(rows: int, inputs: int, outputs: int, dtype: Any) -> float:
     weight = torch.randn(outputs, inputs, dtype=dtype)
     total = 0.0
     for left, right in ((x, weight.t()), (dy, weight), (dy.t(), x)):
-        product, seconds = left @ right, []
-        for _ in range(ROOF_REPEATS):
-            began = time.perf_counter()
-            torch.mm(left, right, out=product)
-            seconds.append(time.perf_counter() - began)
-        total += statistics.median(seconds)
+        product = functools.partial(torch.mm, left, right, out=left @ right)
+        total += median_seconds(product, ROOF_REPEATS)
     return total

@@ -39,9 +39,9 @@ def fuse(model: nn.Module) -> None:
         if isinstance(child, NewGELUActivation):
             setattr(model, name, nn.GELU(approximate="tanh"))
         elif _looks_like_rms_norm(child):
-            _replace(model, name, RMSNorm(child.weight, child.variance_epsilon), child.weight)
+            _replace(model, name, RMSNorm(child.weight, child.variance_epsilon))
         elif _looks_like_gated_mlp(child):
-            _replace(model, name, GatedMLP(child), child.up_proj.weight)
+            _replace(model, name, GatedMLP(child))
 
 
 def pack(model: Any) -> None:
@@ -60,7 +60,7 @@ def _pack(module: nn.Module, kept: set[int]) -> None:
     for name, child in list(module.named_children()):
         if id(child) in kept:
             continue
-        if isinstance(child, GatedMLP) and all(type(one) is FastLinear for one in child.layers):
+        if isinstance(child, GatedMLP) and child.is_plain:
             setattr(module, name, PackedGatedMLP(child))
         elif type(child) in _LINEAR.values():
             setattr(module, name, PackedLinear.of(child))
@@ -69,12 +69,11 @@ def _pack(module: nn.Module, kept: set[int]) -> None:
 
 
 @torch.no_grad()
-def _replace(parent: nn.Module, name: str, ours: nn.Module, weight: torch.Tensor) -> None:
-    """Put our layer in the place of `parent.name`, if it does the same to some numbers.
-
-    `weight` is one whose last dimension is that of the layer's inputs.
-    """
+def _replace(parent: nn.Module, name: str, ours: nn.Module) -> None:
+    """Put our layer in the place of `parent.name`, if it does the same to some numbers."""
     theirs = getattr(parent, name)
+    # Of a norm its only one, of an MLP the gate's: its last dimension is that of the inputs.
+    weight = next(ours.parameters())
     probe = torch.linspace(-3, 5, 2 * weight.shape[-1], device=weight.device)
     probe = probe.to(weight.dtype).view(2, -1)
     expected, found = theirs(probe).float(), ours(probe).float()

@@ -80,10 +80,15 @@ class GatedMLP(nn.Module):
         """Gate, up and down."""
         return self.gate_proj, self.up_proj, self.down_proj
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no adapter is wrapped around a layer."""
+        return all(type(layer) is FastLinear for layer in self.layers)
+
     def forward(self, x: Tensor) -> Tensor:
         """Give the layer's output; [..., D] in and out."""
         result: Tensor
-        if x.device.type == "cpu" and all(type(layer) is FastLinear for layer in self.layers):
+        if x.device.type == "cpu" and self.is_plain:
             weights = [layer.weight for layer in self.layers]
             result = _GatedMLP.apply(x, *weights)  # type: ignore[no-untyped-call]
         else:
@@ -126,8 +131,9 @@ class PackedGatedMLP(nn.Module):
 
     def __init__(self, mlp: GatedMLP) -> None:
         super().__init__()
-        self.gate, self.up, self.down = (PackedLinear.of(layer) for layer in mlp.layers)
-        self.gate.activation = ("swish", (), "")
+        gate, up, down = mlp.layers
+        self.gate = PackedLinear.of(gate, "swish")
+        self.up, self.down = PackedLinear.of(up), PackedLinear.of(down)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the layer's output; [..., D] in and out."""

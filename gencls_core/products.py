@@ -23,8 +23,6 @@ from transformers.pytorch_utils import Conv1D
 
 __all__ = ["FastConv1D", "FastLinear", "PackedLinear", "has_onednn", "linear"]
 
-NO_ACTIVATION = ("none", (), "")
-"""Name, scalars and algorithm, as oneDNN has them."""
 EXPECTED_ROWS = 1024
 """For the layout of packed weights; other numbers work."""
 
@@ -51,12 +49,9 @@ def _by_onednn(
     x_MK: Tensor,
     weight_NK: Tensor,
     bias_N: Tensor | None,
-    activation: tuple[str, tuple[()], str] = NO_ACTIVATION,
+    activation: str = "none",
 ) -> Tensor:
-    name, scalars, algorithm = activation
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(
-        x_MK, weight_NK, bias_N, name, list(scalars), algorithm
-    )
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, activation, [], "")
     return result
 
 
@@ -66,7 +61,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
         return nn.functional.linear(x_MK, weight_NK, bias_N)
     inputs = (x_MK, weight_NK, bias_N)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        result: Tensor = _Linear.apply(*inputs, False)  # type: ignore[no-untyped-call]
+        result: Tensor = _Linear.apply(*inputs)  # type: ignore[no-untyped-call]
         return result
     return _by_onednn(*inputs)
 
@@ -82,31 +77,30 @@ def _is_slow(weight: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b and its gradients; of a weight that lies as [K, N], with `transposed`."""
+    """x Wᵀ + b and its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias_N: Tensor | None, transposed: bool
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.transposed = transposed
-        return linear(x, weight.t() if transposed else weight, bias_N)
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        return linear(x, weight_NK, bias_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight_NK = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         x_MK, dy_MN = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        dx = dweight = dbias_N = None
+        dx = dweight_NK = dbias_N = None
         if wanted[0]:
-            dx = linear(dy, weight if ctx.transposed else weight.t())
-        if wanted[1]:
-            rows, columns = (x_MK, dy_MN) if ctx.transposed else (dy_MN, x_MK)
-            dweight = linear(rows.t(), columns.t())
+            dx = linear(dy, weight_NK.t())
+        if wanted[1] and weight_NK.is_contiguous():
+            dweight_NK = linear(dy_MN.t(), x_MK.t())
+        elif wanted[1]:
+            # The weight is another one transposed: lay its gradient out as that one lies.
+            dweight_NK = linear(x_MK.t(), dy_MN.t()).t()
         if wanted[2]:
             dbias_N = dy_MN.sum(dim=0)
-        return dx, dweight, dbias_N, None
+        return dx, dweight_NK, dbias_N
 
 
 class FastLinear(nn.Linear):
@@ -122,13 +116,9 @@ class FastConv1D(Conv1D):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Give x W + b."""
-        result: Tensor
-        if not _is_slow(self.weight):
-            result = super().forward(x)
-        else:
-            result = _Linear.apply(  # type: ignore[no-untyped-call]
-                x, self.weight, self.bias, True
-            )
+        if _is_slow(self.weight):
+            return linear(x, self.weight.t(), self.bias)
+        result: Tensor = super().forward(x)
         return result
 
 
@@ -138,12 +128,7 @@ class PackedLinear(nn.Module):
     weight: Tensor
     """[N, K]; opaque, but its shape and precision can be asked for."""
 
-    def __init__(
-        self,
-        weight_NK: Tensor,
-        bias_N: Tensor | None,
-        activation: tuple[str, tuple[()], str] = NO_ACTIVATION,
-    ) -> None:
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, activation: str = "none") -> None:
         super().__init__()
         weight_NK = weight_NK.detach().contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK, EXPECTED_ROWS)
@@ -151,10 +136,13 @@ class PackedLinear(nn.Module):
         self.activation = activation
 
     @classmethod
-    def of(cls, layer: nn.Linear | Conv1D) -> PackedLinear:
-        """Pack a linear layer's weight; the layer is no longer needed."""
+    def of(cls, layer: nn.Linear | Conv1D, activation: str = "none") -> PackedLinear:
+        """Pack a linear layer's weight; the layer is no longer needed.
+
+        `activation` is one of oneDNN's; SiLU is `swish` there.
+        """
         weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
-        return cls(weight, layer.bias)
+        return cls(weight, layer.bias, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give activation(x Wᵀ + b)."""

@@ -92,7 +92,7 @@ def test_packed_layers_are_the_layers(of, rows, dtype):
         torch.testing.assert_close(
             packed.times(x, other), expected * other, atol=2 * tolerance, rtol=2 * tolerance
         )
-        packed.activation = ("swish", (), "")
+        packed.activation = "swish"
         silu = nn.functional.silu(expected)
         torch.testing.assert_close(packed(x), silu, atol=2 * tolerance, rtol=tolerance)
     assert packed.weight.shape == (21, 37)
