@@ -43,13 +43,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help=f"folder of data sets (or {DATA_VARIABLE})")
     parser.add_argument("--model", default="smollm2-135m", help="pulled model or folder")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--case", default="", help="of training: only cases with this in the name")
     parser.add_argument("--quick", action="store_true", help="see that everything runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON file to update")
     asked = parser.parse_args()
     unknown = set(asked.groups) - set(GROUPS)
     if unknown:
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
-    options = Options(asked.pairs, asked.quick, asked.model, asked.data, asked.threads)
+    options = Options(asked.pairs, asked.quick, asked.model, asked.data, asked.threads, asked.case)
     command = shlex.join(["python", "-m", "benchmarks", *_without_places(sys.argv[1:])])
     load = os.getloadavg()[0]
     if load > 0.5:
@@ -61,7 +62,9 @@ def main() -> int:
             continue
         try:
             for result in measurer(group)(options):
-                update_results(asked.results, result, command, Machine.here())
+                update_results(
+                    asked.results, result, command, Machine.here(), keep=bool(asked.case)
+                )
                 print(_line(result), flush=True)
         except (MissingDataError, PeerError) as error:
             print(f"{group}: {error}", file=sys.stderr, flush=True)

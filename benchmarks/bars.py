@@ -27,6 +27,8 @@ class Options:
     data: Path | None
     """The folder that holds `agnews-classifier` and `imdb-classifier`."""
     threads: int
+    case: str = ""
+    """Of training: only cases that have this in their name."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def ours(case: Case) -> Measurement:
     """Score with gencls at its defaults, as a scoring actor does."""
     from gencls_core.startup import collector_paused
 
-    with collector_paused():
+    with collector_paused(stays=True):
         from benchmarks.models import class_model_set, examples_of
         from gencls_core.config import ScoringConfig, SequenceConfig
 

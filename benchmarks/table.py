@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.bars import BARS, Bar, BarResult, bar_of
+from benchmarks.pairs import Ratio
 
 __all__ = ["DOCUMENT", "RESULTS", "Machine", "render", "update_results", "write_table"]
 
@@ -63,23 +64,39 @@ def _version(package: str) -> str | None:
         return None
 
 
-def update_results(path: Path, result: BarResult, command: str, machine: Machine) -> None:
+def update_results(
+    path: Path, result: BarResult, command: str, machine: Machine, *, keep: bool = False
+) -> None:
     """Put one bar's figures into the file; those of other bars stay as they are.
+
+    Args:
+        path: the JSON file.
+        result: what was measured.
+        command: that measured it.
+        machine: on which it ran.
+        keep: whether the bar's other cases stay, with the commands that measured them.
 
     Raises:
         KeyError: when there is no such bar.
     """
     bar = bar_of(result.key)
     found = read_results(path)
+    cases, commands = list(result.cases), [command]
+    if keep and bar.key in found:
+        measured = {case.case for case in cases}
+        before = [Ratio(**case) for case in found[bar.key]["cases"]]
+        cases = [*(case for case in before if case.case not in measured), *cases]
+        commands = [*dict.fromkeys([*found[bar.key]["command"].split("; "), command])]
+    worst = bar.worst(tuple(cases))
     found[bar.key] = {
-        **bar.worst(result.cases).to_json(),
+        **worst.to_json(),
         "unit": bar.unit,
         "demand": bar.demand,
         "better": bar.better,
-        "met": bar.met(bar.worst(result.cases).median),
-        "cases": [case.to_json() for case in result.cases],
+        "met": bar.met(worst.median),
+        "cases": [case.to_json() for case in cases],
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": command,
+        "command": "; ".join(commands),
         "machine": asdict(machine),
     }
     order = {bar.key: number for number, bar in enumerate(BARS)}

@@ -81,7 +81,7 @@ def measure(options: Options) -> Iterator[BarResult]:
     Raises:
         LossError: when ours and Trainer train to different losses.
     """
-    sizes = QUICK if options.quick else SIZES
+    sizes = [s for s in (QUICK if options.quick else SIZES) if options.case in s.name]
     measured: dict[str, list[Ratio]] = {}
     for size in sizes:
         found = _rounds(options, size)

@@ -78,6 +78,10 @@ class Workload:
     precision: str
     lora_rank: int | None
     gradient_checkpointing: bool
+    texts_to_train: int = 0
+    """Texts that all trainings read, each as often as there are epochs."""
+    texts_to_score: int = 0
+    """Texts that are scored, each under every model."""
 
 
 def process_bytes(device: Device) -> int:

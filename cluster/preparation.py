@@ -108,6 +108,7 @@ class Preparation:
                 device=self.plan.device,
                 threads=self.plan.cpus_per_training,
                 tokens_per_pass=self.plan.tokens_per_pass,
+                compiled=self.plan.compiles_training,
                 system=self.system.name,
                 objective=objective,
                 classes=self.dataset.classes,
@@ -127,6 +128,7 @@ class Preparation:
             scoring=self.config.scoring,
             precision=self.precision,
             device=self.plan.device,
+            compiled=self.plan.compiles_scoring,
             systems=self.config.systems,
             seed=self.config.training.seed,
         )
@@ -205,6 +207,7 @@ def prepare_run(
         precision=precision,
         notes=(
             *(n for n in (note, *dataset.warnings) if n),
+            *_note_on_compiling(config, device),
             *(
                 f"{'class model' if system.name == CLASS_LM else system.name} {n!r} is not as it "
                 "was committed; training it again"
@@ -213,6 +216,12 @@ def prepare_run(
         ),
         torn=frozenset(torn),
     )
+
+
+def _note_on_compiling(config: RunConfig, device: Device) -> list[str]:
+    if config.compute.compile != "on" or device != "cpu":
+        return []
+    return ["--compile on is for GPUs; on a CPU nothing is compiled"]
 
 
 def workload_of(
@@ -226,11 +235,9 @@ def workload_of(
     scores: bool,
 ) -> Workload:
     """Give what the plan depends on of the work that `config` asks for on `dataset`."""
-    shards = sum(
-        len(shard_ranges(info.rows, config.scoring.shard_size))
-        for name, info in dataset.splits.items()
-        if name != "train"
-    )
+    scored = [info.rows for name, info in dataset.splits.items() if name != "train"]
+    train = dataset.splits.get("train")
+    shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
     return Workload(
         models=models,
         trainings=trainings,
@@ -243,6 +250,8 @@ def workload_of(
         precision=precision,
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        texts_to_train=round(train.rows * config.training.epochs) if train and trainings else 0,
+        texts_to_score=sum(scored) * models if scores else 0,
     )
 
 

@@ -52,6 +52,9 @@ __all__ = [
     "training_bytes",
 ]
 
+COMPILE_FROM_TEXTS = 50_000
+"""Texts that one process reads, from which on half a minute of compiling pays on a GPU: estimated,
+not measured."""
 CPUS_PER_ACTOR = 4
 """An actor holds models that a second one would hold again: more threads first."""
 
@@ -88,6 +91,9 @@ class Plan:
     gpu_memory_fraction_per_actor: float | None
     avoid_nodes_for_training: tuple[str, ...]
     avoid_nodes_for_actors: tuple[str, ...]
+    compiles_training: bool
+    """Whether the layers of the models that are trained are compiled."""
+    compiles_scoring: bool
 
     def training_options(self) -> dict[str, Any]:
         """Give what a training asks Ray for, as `.options(...)` takes it."""
@@ -174,7 +180,17 @@ def make_plan(budget: Budget, size: ModelSize, work: Workload, compute: ComputeC
         gpu_memory_fraction_per_actor=_memory_fraction(nodes, scoring.demand),
         avoid_nodes_for_training=_too_small(nodes, training.demand),
         avoid_nodes_for_actors=_too_small(nodes, scoring.demand),
+        compiles_training=_compiles(device, compute, work.texts_to_train, work.trainings),
+        # Several adapters on one base are not compiled (gencls_core.compilation).
+        compiles_scoring=(work.lora_rank is None or classes_each == 1)
+        and _compiles(device, compute, work.texts_to_score, scoring.at_once),
     )
+
+
+def _compiles(device: Device, compute: ComputeConfig, texts: int, processes: int) -> bool:
+    if device == "cpu" or not processes or compute.compile == "off":
+        return False
+    return compute.compile == "on" or texts / processes >= COMPILE_FROM_TEXTS
 
 
 _NOTHING = Placement(0, 0, Demand())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from ray.util.queue import Queue
@@ -12,7 +13,7 @@ from cluster.guard import bound_memory
 from cluster.work import ShardWork
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import ResourceError
-from gencls_core.events import ScoringProgress
+from gencls_core.events import Note, ScoringProgress
 from gencls_core.ownership import Fence
 from gencls_core.scores import ScoreStore, ShardRecord
 from gencls_core.scoring_job import Models, ScoringJob
@@ -47,12 +48,18 @@ class ScoringActor:
     def _load(self, job: ScoringJob) -> Models:
         if job.load is not None:
             return job.load(job, self._classes)
-        with collector_paused():
+        with collector_paused(stays=True):
             import torch
 
             torch.set_num_threads(self._threads)
             if job.device == "cuda" and self._gpu_memory_fraction is not None:
                 torch.cuda.set_per_process_memory_fraction(self._gpu_memory_fraction)
+            if job.compiled:
+                from gencls_core.compilation import why_not_compiled
+
+                if reason := why_not_compiled(job.device):
+                    send(self._channel, Note(f"scoring: not compiled: {reason}"))
+                    job = replace(job, compiled=False)
             return job.system.load(job, self._classes)
 
     def score(self, job: ScoringJob, work: ShardWork, fence: Fence) -> list[ShardRecord]:

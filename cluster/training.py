@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -119,15 +120,19 @@ def _train(
 
 
 def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Plan) -> ClassModel:
-    with collector_paused():
+    with collector_paused(stays=True):
         import torch
 
+        from gencls_core.compilation import why_not_compiled
         from gencls_core.datasets.dataset import Dataset
         from gencls_core.training import train_class
 
     if task.device == "cuda" and plan.gpu_memory_fraction_per_training is not None:
         # Ray's fractions isolate nothing: hold each task to its share.
         torch.cuda.set_per_process_memory_fraction(plan.gpu_memory_fraction_per_training)
+    if task.compiled and (reason := why_not_compiled(task.device)):
+        send(queue, Note(f"{task.title}: not compiled: {reason}"))
+        task = replace(task, compiled=False)
     try:
         return train_class(
             task.with_texts(Dataset.open(dataset)),
@@ -141,5 +146,7 @@ def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Pl
             "or --lora-rank 8",
         ) from None
     finally:
+        # A trainer refers to itself, and the next task of this worker needs its memory.
+        gc.collect()
         if task.device == "cuda":
             torch.cuda.empty_cache()

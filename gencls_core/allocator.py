@@ -15,13 +15,13 @@ __all__ = ["keep_freed_memory"]
 # malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> None:
     """Tell the C library to reuse freed memory; does nothing where it is not glibc.
 
-    The process never holds more than its own peak.
+    It holds for the rest of the process, which never has more than its own peak.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

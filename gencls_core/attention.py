@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -71,6 +72,7 @@ class _CausalAttention(torch.autograd.Function):
         return out_BTHD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, do_BTHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_BHTD, k_BGTD, v_BGTD = ctx.saved_tensors
         do_BHTD = do_BTHD.transpose(1, 2)

@@ -102,6 +102,7 @@ def load_trained(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> Classifier:
     """Load a committed classifier; an adapter and its head are put on the base.
 
@@ -120,6 +121,7 @@ def load_trained(
         tokenizer_of=lambda loaded: tokenizer_digest(loaded.tokenizer),
         device=device,
         setting="--model",
+        compiled=compiled,
     ).any
     if is_adapter:
         _probe(classifier, base.name)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gencls_core.config import SequenceConfig
-from gencls_core.likelihood import pad_windows
+from gencls_core.model_inputs import pad_windows
 from gencls_core.models import plain_model, tokenize, tokenizer_digest
 from gencls_core.tokenization import Window, batches_by_token_budget
 

@@ -208,8 +208,8 @@ class ScoringConfig(Section):
     )
 
     def batch_tokens(self, device: str) -> int:
-        """Give the padded tokens that go through a model at once on `cpu` or `cuda`."""
-        return self.tokens_per_batch or {"cpu": 1024, "cuda": 16384}[device]
+        """Give the padded tokens that go through a model at once on a kind of device."""
+        return self.tokens_per_batch or (1024 if device == "cpu" else 16384)
 
 
 class SystemsConfig(Section):
@@ -273,6 +273,11 @@ class ComputeConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; `auto`: on GPUs where there are any."
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="torch.compile of the models' layers on a GPU; `auto`: where there are texts "
+        "enough to pay for it. On a CPU nothing is compiled.",
     )
     address: str | None = Field(
         None, description="Address of a running Ray cluster; default: a private local Ray."

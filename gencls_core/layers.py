@@ -1,10 +1,11 @@
-"""Layers that models are made of, written so that a CPU does less: RMSNorm and the gated MLP.
+"""Layers that models are made of, written so that a CPU does less, or rounds less: RMSNorm, the
+gated MLP and the embedding.
 
 transformers writes each as a chain of operations, and autograd keeps what lies between them: of a
 model with 135 million parameters a megabyte a token. Here a layer keeps what cannot be had again
 cheaply, in the model's precision, and makes the rest anew in the backward pass.
 
-Shapes: M tokens, D hidden size, F size of the gated layer.
+Shapes: M tokens, D hidden size, F size of the gated layer, V vocabulary, U words that occur.
 """
 
 from __future__ import annotations
@@ -17,7 +18,49 @@ from torch.autograd.function import once_differentiable
 
 from gencls_core.products import FastLinear, PackedLinear, linear
 
-__all__ = ["GatedMLP", "PackedGatedMLP", "RMSNorm"]
+__all__ = ["GatedMLP", "PackedGatedMLP", "RMSNorm", "SummingEmbedding"]
+
+
+class SummingEmbedding(nn.Embedding):
+    """torch's embedding; in 16 bits on a CPU, a word's gradients are added up in float32.
+
+    torch adds them one by one in the weight's precision, where from some hundred on, each is too
+    small to change the sum.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Give the ids' vectors, [..., D]."""
+        plain = self.max_norm is None and not self.sparse and not self.scale_grad_by_freq
+        trained = torch.is_grad_enabled() and self.weight.requires_grad
+        short = self.weight.device.type == "cpu" and self.weight.dtype.itemsize == 2
+        if not (plain and trained and short):
+            return super().forward(ids)
+        result: Tensor = _Embedding.apply(  # type: ignore[no-untyped-call]
+            ids, self.weight, self.padding_idx
+        )
+        return result
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight_VD: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows, ctx.padding = len(weight_VD), padding
+        return nn.functional.embedding(ids, weight_VD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        dy_MD = dy.reshape(-1, dy.shape[-1])
+        words_U, number_M = ids.reshape(-1).unique(return_inverse=True)
+        sums_UD = dy.new_zeros(len(words_U), dy.shape[-1], dtype=torch.float32)
+        sums_UD.index_add_(0, number_M, dy_MD.float())
+        if ctx.padding is not None:
+            sums_UD[words_U == ctx.padding] = 0
+        dweight_VD = dy.new_zeros(ctx.rows, dy.shape[-1])
+        dweight_VD[words_U] = sums_UD.to(dy.dtype)
+        return None, dweight_VD, None
 
 
 class RMSNorm(nn.Module):
@@ -52,16 +95,19 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight_D, scale = ctx.saved_tensors
         wide_weight_D = weight_D.to(scale.dtype)
+        wanted = ctx.needs_input_grad
         # With x̂ = x · scale:  dx = scale · (dy · w − x̂ · mean(dy · w · x̂))
         unit = x.to(scale.dtype) * scale
         products = dy * unit
-        dweight_D = products.reshape(-1, x.shape[-1]).sum(dim=0)
+        dweight_D = None
+        if wanted[1]:
+            dweight_D = products.reshape(-1, x.shape[-1]).sum(dim=0).to(weight_D.dtype)
         means = (products @ wide_weight_D).div_(x.shape[-1])[..., None]
         dx = (dy * wide_weight_D).addcmul_(unit, means, value=-1).mul_(scale)
-        return dx.to(x.dtype), dweight_D.to(weight_D.dtype), None
+        return dx.to(x.dtype), dweight_D, None
 
 
 class GatedMLP(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 
 from gencls_core.allocator import keep_freed_memory
 from gencls_core.class_models import ClassModel
+from gencls_core.compilation import compile_layers
 from gencls_core.errors import ModelError
 from gencls_core.fused_layers import pack
 from gencls_core.model_source import ResolvedModel
@@ -17,11 +18,13 @@ from gencls_core.models import LM, load_adapters
 __all__ = ["LoadedClassModels", "ready_to_score"]
 
 
-def ready_to_score(model: nn.Module, device: str) -> None:
+def ready_to_score(model: nn.Module, device: str, *, compiled: bool = False) -> None:
     """Bring a loaded model to its device, laid out for speed; it can only be read from then on."""
     model.to(device)
     pack(model)
     keep_freed_memory()
+    if compiled:
+        compile_layers(model)
 
 
 class LoadedClassModels(Generic[LM]):
@@ -36,6 +39,7 @@ class LoadedClassModels(Generic[LM]):
         tokenizer_of: Callable[[LM], str],
         device: str,
         setting: str,
+        compiled: bool = False,
     ) -> None:
         """Load the models.
 
@@ -46,6 +50,7 @@ class LoadedClassModels(Generic[LM]):
             tokenizer_of: gives the digest of a model's tokenizer.
             device: torch device.
             setting: the flag that names the base, for messages.
+            compiled: whether their layers are compiled.
 
         Raises:
             ModelError: when the models do not share one tokenizer, or one cannot be loaded.
@@ -67,7 +72,7 @@ class LoadedClassModels(Generic[LM]):
             shared = load_adapters(
                 load(base), {self._adapters[name]: path for name, path in adapters.items()}
             )
-            ready_to_score(shared.model, device)
+            ready_to_score(shared.model, device, compiled=compiled)
             self._models.update(dict.fromkeys(adapters, shared))
         for model in models:
             if model.kind != "lora":
@@ -75,7 +80,7 @@ class LoadedClassModels(Generic[LM]):
                     model.class_name, model.path, model.digest, 0, {}, model.files
                 )
                 self._models[model.class_name] = load(resolved)
-                ready_to_score(self._models[model.class_name].model, device)
+                ready_to_score(self._models[model.class_name].model, device, compiled=compiled)
         self.any: LM = self._models[models[0].class_name]
         found = tokenizer_of(self.any)
         if digests != {found}:

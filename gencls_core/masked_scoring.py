@@ -66,6 +66,7 @@ class MaskedClassModels:
             tokenizer_of=masked_tokenizer_digest,
             device=job.device,
             setting="--masked-model",
+            compiled=job.compiled,
         )
 
     def encode(self, examples: pa.Table) -> list[list[int]]:
@@ -106,7 +107,7 @@ class PromptedMaskedModel:
         """
         self._job = job
         self._lm = load_masked_lm(job.base, scoring_dtype(job.precision))
-        ready_to_score(self._lm.model, job.device)
+        ready_to_score(self._lm.model, job.device, compiled=job.compiled)
         self._prompted = _with_prompts(
             self._lm, {name: prompts_for(job.systems, name) for name in job.classes}
         )

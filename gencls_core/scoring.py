@@ -9,18 +9,20 @@ Shapes: B windows, T padded length, N scored positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ScoringConfig, SequenceConfig
-from gencls_core.likelihood import token_log_probs, window_states
+from gencls_core.likelihood import token_log_probs
 from gencls_core.loaded_models import LoadedClassModels
+from gencls_core.model_inputs import window_states
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import CausalLM, load_causal_lm, tokenizer_digest
 from gencls_core.scores import SCORE_SCHEMA
@@ -70,8 +72,8 @@ def score_texts(
     """
     scores = [np.zeros(len(text), dtype=np.float32) for text in texts]
     done = 0
-    for batch in batches_by_token_budget(windows_of(texts, window), tokens_per_batch):
-        log_probs = _score_batch(lm, texts, batch)
+    batches = batches_by_token_budget(windows_of(texts, window), tokens_per_batch)
+    for batch, log_probs in _one_ahead((b, _score_batch(lm, texts, b)) for b in batches):
         offset = 0
         for part in batch:
             count = part.stop - part.score_from
@@ -83,14 +85,41 @@ def score_texts(
     return TextScores(scores)
 
 
-def _score_batch(
-    lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window]
-) -> NDArray[np.float32]:
+def _one_ahead(
+    batches: Iterator[tuple[list[Window], _OnItsWay]],
+) -> Iterator[tuple[list[Window], NDArray[np.float32]]]:
+    """Give a batch's scores when the next is under way: a GPU then has work while we store them."""
+    before: tuple[list[Window], _OnItsWay] | None = None
+    for batch in batches:
+        if before is not None:
+            yield before[0], before[1].wait()
+        before = batch
+    if before is not None:
+        yield before[0], before[1].wait()
+
+
+def _score_batch(lm: CausalLM, texts: Sequence[TokenizedText], batch: list[Window]) -> _OnItsWay:
     """Score one padded batch; gives the scored positions of its windows, one after the other."""
     hidden_ND, targets_N = window_states(lm, texts, batch)
-    log_probs_N = token_log_probs(hidden_ND, lm.head, targets_N, lm.vocabulary)
-    result: NDArray[np.float32] = log_probs_N.cpu().numpy()
-    return result
+    return _OnItsWay(token_log_probs(hidden_ND, lm.head, targets_N, lm.vocabulary))
+
+
+class _OnItsWay:
+    """Numbers that a GPU is to bring to main memory; on a CPU they are there."""
+
+    def __init__(self, values_N: Tensor) -> None:
+        self._values_N, self._arrival = values_N, None
+        if values_N.device.type == "cuda":
+            self._values_N = torch.empty_like(values_N, device="cpu", pin_memory=True)
+            self._values_N.copy_(values_N, non_blocking=True)
+            self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrival.record()
+
+    def wait(self) -> NDArray[np.float32]:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        result: NDArray[np.float32] = self._values_N.cpu().numpy()
+        return result
 
 
 class ClassModelSet:
@@ -106,6 +135,7 @@ class ClassModelSet:
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        compiled: bool = False,
     ) -> None:
         """Load the models.
 
@@ -114,6 +144,7 @@ class ClassModelSet:
             base: the base model; read only for LoRA adapters.
             dtype: of the weights; the softmax is float32 whatever it is.
             device: torch device.
+            compiled: whether the models' layers are compiled.
 
         Raises:
             ModelError: when the models do not share one tokenizer.
@@ -125,6 +156,7 @@ class ClassModelSet:
             tokenizer_of=lambda lm: tokenizer_digest(lm.tokenizer),
             device=device,
             setting="--model",
+            compiled=compiled,
         )
         self.any = self._loaded.any
 

@@ -106,6 +106,8 @@ class ScoringJob:
     scoring: ScoringConfig
     precision: Precision
     device: str
+    compiled: bool = False
+    """Whether the models' layers are compiled (`gencls_core.compilation`)."""
     systems: SystemsConfig = field(default_factory=SystemsConfig)
     seed: int = 0
     """Of random masks."""

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from gencls_core.class_models import EpochRecord
+from gencls_core.compilation import compile_layers
 from gencls_core.config import TrainingConfig
 from gencls_core.events import TrainingProgress
 from gencls_core.objectives import Objective
@@ -29,6 +30,9 @@ from gencls_core.training_task import TrainingTask
 from gencls_core.working_copy import WorkingCopy
 
 __all__ = ["ObjectiveTrainer", "count_steps", "trainer_arguments"]
+
+CHECKED_STEPS = 32
+"""On a GPU the loss is looked at once in so many steps, before each checkpoint and each epoch."""
 
 
 def trainer_arguments(
@@ -103,9 +107,12 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         if task.precision == "bf16" and task.device == "cpu":
             self._working_copy = WorkingCopy(objective.model, torch.bfloat16)
             objective.compute_with(self._working_copy.model)
+        if task.compiled:
+            compile_layers(objective.model)
         self._batches = Batches(self._lengths, task.training)
         self._meter = Meter(self, on_progress)
         self._before_save = before_save
+        self._step_loss = torch.zeros(())
         callbacks: list[TrainerCallback] = [self._meter, Saver(task.checkpoint_seconds, after_save)]
         if objective.held_out and task.training.patience:
             callbacks.append(EarlyStoppingCallback(task.training.patience))
@@ -178,6 +185,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[list[Any], int]:
         """Give the batches of one optimiser step, and what their loss is divided by."""
         self._prepare(training=True)
+        self._step_loss = torch.zeros((), device=self.args.device)
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return samples, sum(self._objective.units(batch["numbers"].tolist()) for batch in samples)
 
@@ -196,12 +204,19 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
                 loss = self._objective.loss(part) / units
             self.accelerator.backward(loss)
             total += loss.detach()
-        if not math.isfinite(total.item()):
-            raise not_finite(self.title, self.state.global_step + 1, "loss", total.item())
+        self._step_loss += total
+        # Asking a GPU for the loss makes the processor wait for it.
+        if self.args.use_cpu or self.state.global_step % CHECKED_STEPS == 0:
+            self._check_loss(self.state.global_step + 1)
         self._meter.count(sum(self._lengths[number] for number in numbers))
         return total
 
+    def _check_loss(self, step: int) -> None:
+        if not math.isfinite(loss := self._step_loss.item()):
+            raise not_finite(self.title, step, "loss", loss)
+
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        self._check_loss(self.state.global_step)
         self._before_save()
         super()._save_checkpoint(*arguments, **options)
 

@@ -47,6 +47,8 @@ class TrainingTask:
     validation_labels: tuple[int, ...] = ()
     checkpoint_seconds: float = 600.0
     """A checkpoint is saved after each epoch, and when the last one is older than this."""
+    compiled: bool = False
+    """Whether the model's layers are compiled (`gencls_core.compilation`)."""
     fence: Fence | None = None
     """The right to save and to commit."""
 

@@ -21,7 +21,10 @@ class WorkingCopy:
     """`model` computes; each of its gradients is added to the original's and dropped."""
 
     def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
-        self.model = copy.deepcopy(original).to(dtype)
+        self.model = copy.deepcopy(original)
+        # Not `.to`: it would take buffers along, and rotary frequencies in 16 bits are others.
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
         pairs = zip(original.parameters(), self.model.parameters(), strict=True)
         trained = [(theirs, ours) for theirs, ours in pairs if theirs.requires_grad]
         self._originals: list[Tensor] = [theirs for theirs, _ in trained]

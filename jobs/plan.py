@@ -125,6 +125,7 @@ def _training(plan: Plan) -> str:
             plan.gpu_memory_fraction_per_training,
         )
         + f"; {plan.tokens_per_pass:,} tokens a pass"
+        + _compiled(plan.compiles_training)
     )
 
 
@@ -134,13 +135,21 @@ def _scoring(plan: Plan, classes: Sequence[str]) -> str:
     if len(groups) > 1:
         holding = f"{plan.models_per_actor} class models ({len(groups)} groups)"
     each = "each with " if plan.actors > 1 else "with "
-    return f"{counted(plan.actors, 'actor')}, {each}{holding}: " + _share(
-        plan.bytes_per_actor,
-        plan.cpus_per_actor,
-        plan.gpus_per_actor,
-        plan.memory_per_actor,
-        plan.gpu_memory_fraction_per_actor,
+    return (
+        f"{counted(plan.actors, 'actor')}, {each}{holding}: "
+        + _share(
+            plan.bytes_per_actor,
+            plan.cpus_per_actor,
+            plan.gpus_per_actor,
+            plan.memory_per_actor,
+            plan.gpu_memory_fraction_per_actor,
+        )
+        + _compiled(plan.compiles_scoring)
     )
+
+
+def _compiled(compiles: bool) -> str:
+    return "; layers compiled" if compiles else ""
 
 
 def _share(needed: int, cpus: int, gpus: float, memory: int, fraction: float | None) -> str:

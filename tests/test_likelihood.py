@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
 
-from gencls_core import likelihood
+from gencls_core import likelihood, training_loss
 from gencls_core.config import SequenceConfig
-from gencls_core.likelihood import LinearHead, negative_log_likelihood, token_log_probs
+from gencls_core.likelihood import LinearHead, token_log_probs
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import CausalLM, load_causal_lm
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import SequencePolicy, TokenizedText
+from gencls_core.training_loss import negative_log_likelihood
 
 LONG = " ".join(CORPUS[:3] * 4)
 
@@ -113,19 +116,59 @@ def test_batch_neighbours_and_padding_change_nothing(lm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positions", [0, 1, 7, 300])
 @pytest.mark.parametrize("vocabulary", [11, 50_257])
-def test_token_log_probs_over_dtypes_and_shapes(dtype, positions, vocabulary, monkeypatch):
+@pytest.mark.parametrize("in_columns", [True, False])
+def test_token_log_probs_over_dtypes_and_shapes(
+    dtype, positions, vocabulary, in_columns, monkeypatch
+):
     generator = torch.Generator().manual_seed(positions + vocabulary)
     hidden = torch.randn(positions, 16, generator=generator).to(dtype)
     weight = torch.randn(vocabulary, 16, generator=generator).to(dtype)
     targets = torch.randint(vocabulary, (positions,), generator=generator)
     monkeypatch.setattr(likelihood, "LOGITS_PER_CHUNK", 3 * vocabulary)
-    ours = token_log_probs(hidden, lambda h: h @ weight.T, targets, vocabulary)
+    head = LinearHead(weight) if in_columns else lambda h: h @ weight.T
+    ours = token_log_probs(hidden, head, targets, vocabulary)
     # The reference starts from the same rounded logits: what is tested is the softmax, whose
     # float32 error is independent of the model's precision.
     logits = torch.cat([h @ weight.T for h in hidden.split(3)]) if positions else hidden @ weight.T
     naive = torch.log_softmax(logits.double(), dim=-1).gather(1, targets[:, None]).squeeze(1)
     assert ours.dtype == torch.float32
+    # A column more or less in a product may round a logit the other way.
+    rounded = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}[dtype]
+    atol = rounded if in_columns and dtype != torch.float32 else 2e-5
+    torch.testing.assert_close(ours.double(), naive, atol=atol, rtol=1e-6)
+
+
+@pytest.mark.parametrize("forbidden", [-1e4, -1e9, -math.inf])
+@pytest.mark.parametrize("columns", [slice(0, 1), slice(7, 8), slice(7, 14), slice(28, 31)])
+def test_forbidden_tokens_take_nothing_from_the_others(forbidden, columns, monkeypatch):
+    """A biased head may rule out the first column of a block, all of one, or the last one."""
+    for module in (likelihood, training_loss):
+        monkeypatch.setattr(module, "BLOCK_COLUMNS", 7)
+    generator = torch.Generator().manual_seed(5)
+    hidden = 3 * torch.randn(23, 16, generator=generator)
+    weight, bias = torch.randn(31, 16, generator=generator), torch.zeros(31)
+    bias[columns] = forbidden
+    allowed = [column for column in range(31) if not bias[column]]
+    targets = torch.tensor(allowed)[torch.randint(len(allowed), (23,), generator=generator)]
+    ours = token_log_probs(hidden, LinearHead(weight, bias), targets, 31)
+    logits = hidden.double() @ weight.double().T + bias.double()
+    naive = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(ours.double(), naive, atol=2e-5, rtol=1e-6)
+    hidden.requires_grad_()
+    loss = negative_log_likelihood(hidden, LinearHead(weight, bias), targets, 31)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), -naive.sum(), atol=1e-4, rtol=1e-6)
+    of_logits = logits.softmax(dim=-1)
+    of_logits[torch.arange(23), targets] -= 1
+    torch.testing.assert_close(
+        hidden.grad.double(), of_logits @ weight.double(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_target_outside_of_the_vocabulary_has_no_score():
+    hidden, weight = torch.randn(3, 16), torch.randn(31, 16)
+    found = token_log_probs(hidden, LinearHead(weight), torch.tensor([30, 31, -1]), 31)
+    assert found.isnan().tolist() == [False, True, True]
 
 
 def test_blocks_of_the_vocabulary_add_up(monkeypatch):
@@ -143,12 +186,12 @@ def test_blocks_of_the_vocabulary_add_up(monkeypatch):
         torch.testing.assert_close(ours.double(), naive, atol=2e-5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kept_rows", [1, 9, 1000])
 @pytest.mark.parametrize("biased", [True, False])
 def test_gradients_of_a_head_match_naive_float64(dtype, kept_rows, biased, monkeypatch):
-    monkeypatch.setattr(likelihood, "BLOCK_COLUMNS", 7)
-    monkeypatch.setattr(likelihood, "KEPT_LOGITS_BYTES", kept_rows * 31 * dtype.itemsize)
+    monkeypatch.setattr(training_loss, "BLOCK_COLUMNS", 7)
+    monkeypatch.setattr(training_loss, "KEPT_LOGITS_BYTES", kept_rows * 31 * dtype.itemsize)
     generator = torch.Generator().manual_seed(2)
     values = [torch.randn(*shape, generator=generator) for shape in ((23, 16), (31, 16), (31,))]
     targets = torch.randint(31, (23,), generator=generator)

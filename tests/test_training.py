@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
@@ -118,6 +119,24 @@ def test_passes_and_accumulation_change_no_gradient(tmp_path, change):
     # direction does; so nearly every weight must have gone the same way.
     assert (weights[0] - weights[1]).abs().max() < 2.1e-3
     assert ((weights[0] - weights[1]).abs() > 1e-4).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_16_bit_copy_follows_its_model_from_step_to_step(tmp_path, architecture):
+    """Two batches a step, an evaluation after each epoch: the losses stay those of float32."""
+    histories = []
+    for precision in ("fp32", "bf16"):
+        task = make_task(tmp_path / precision, architecture)
+        training = task.training.model_copy(
+            update={"gradient_accumulation": 2, "batch_size": 2, "patience": 0, "epochs": 4.0}
+        )
+        model = train_class(replace(task, precision=precision, training=training))
+        histories.append([(e.train_loss, e.validation_nll) for e in model.training.history])
+        assert model.training.validation_nll == pytest.approx(
+            nll_per_token(task.destination, HELD_OUT), rel=1e-2
+        )
+    assert histories[0][-1][0] < 0.9 * histories[0][0][0]
+    np.testing.assert_allclose(histories[1], histories[0], rtol=3e-2)
 
 
 def test_a_single_step_is_not_all_warm_up(task):

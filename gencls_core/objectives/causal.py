@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gencls_core.errors import TrainingError
-from gencls_core.likelihood import negative_log_likelihood, window_states
+from gencls_core.model_inputs import window_states
 from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
 from gencls_core.objectives.texts import OfTexts
 from gencls_core.scoring import score_texts
@@ -23,6 +23,7 @@ from gencls_core.tokenization import (
     batches_by_token_budget,
     windows_of,
 )
+from gencls_core.training_loss import negative_log_likelihood
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["CausalObjective"]

@@ -37,4 +37,5 @@ class ClassLm:
             job.base,
             dtype=scoring_dtype(job.precision),
             device=job.device,
+            compiled=job.compiled,
         )

@@ -57,6 +57,7 @@ class Discriminative:
                 job.classes,
                 dtype=scoring_dtype(job.precision),
                 device=job.device,
+                compiled=job.compiled,
             )
         )
 

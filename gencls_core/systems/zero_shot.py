@@ -48,5 +48,5 @@ class ZeroShot:
         from gencls_core.prompted import PromptedModel
 
         lm = load_causal_lm(job.base, scoring_dtype(job.precision))
-        ready_to_score(lm.model, job.device)
+        ready_to_score(lm.model, job.device, compiled=job.compiled)
         return PromptedModel(lm, {name: prompts_for(job.systems, name) for name in job.classes})
