@@ -4,8 +4,8 @@
     python -m benchmarks scoring memory          two of them
     python -m benchmarks peer MODULE:FUNCTION …  what a peer's process runs
 
-Each bar's figures go into benchmarks/results.json as soon as they are there, and into the table of
-docs/performance.md; those of bars that were not asked for stay.
+A group's figures go into benchmarks/results.json when all its cases are there, and into the table
+of docs/performance.md; those of bars that were not asked for stay.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import os
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.bars import GROUPS, BarResult, Options, bar_of, measurer
@@ -50,6 +49,10 @@ def main() -> int:
     unknown = set(asked.groups) - set(GROUPS)
     if unknown:
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    if asked.quick and asked.results == RESULTS:
+        parser.error("--quick measures too little to be published: give --results FILE")
+    if asked.case and asked.groups != ["training"]:
+        parser.error("--case chooses among the cases of the group training alone")
     options = Options(asked.pairs, asked.quick, asked.model, asked.data, asked.threads, asked.case)
     command = shlex.join(["python", "-m", "benchmarks", *_without_places(sys.argv[1:])])
     load = os.getloadavg()[0]
@@ -57,15 +60,18 @@ def main() -> int:
         print(f"this machine is busy (load {load:.1f}): figures will scatter", file=sys.stderr)
     failed = False
     for group in asked.groups or GROUPS:
-        if find_spec(GROUPS[group]) is None:
-            print(f"{group}: not measured, there is no {GROUPS[group]}", flush=True)
-            continue
         try:
+            # The last result of a bar has all its cases.
+            found = {}
             for result in measurer(group)(options):
+                found[result.key] = result
+                print(_line(result), flush=True)
+            if not found:
+                parser.error(f"no case of {group} has {asked.case!r} in its name")
+            for result in found.values():
                 update_results(
                     asked.results, result, command, Machine.here(), keep=bool(asked.case)
                 )
-                print(_line(result), flush=True)
         except (MissingDataError, PeerError) as error:
             print(f"{group}: {error}", file=sys.stderr, flush=True)
             failed = True

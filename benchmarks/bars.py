@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.pairs import Ratio
 
@@ -46,8 +46,12 @@ class Bar:
 
     def worst(self, cases: tuple[Ratio, ...]) -> Ratio:
         """Give the case that is furthest from what is wanted."""
-        choose = min if self.better == "higher" else max
-        return choose(cases, key=lambda case: case.median)
+        return self.furthest(cases, key=lambda case: case.median)
+
+    @property
+    def furthest(self) -> Callable[..., Any]:
+        """Choose the figure that is furthest from what is wanted: min or max."""
+        return min if self.better == "higher" else max
 
     def met(self, figure: float) -> bool | None:
         """Say whether a figure reaches the demand; None where there is none."""
@@ -153,11 +157,7 @@ def bar_of(key: str) -> Bar:
 
 
 def measurer(group: str) -> Callable[[Options], Iterator[BarResult]]:
-    """Give the function that measures a group's bars; its module is imported here.
-
-    Raises:
-        ModuleNotFoundError: when the group's module does not exist.
-    """
+    """Give the function that measures a group's bars; its module is imported here."""
     module = import_module(GROUPS[group])
     found: Callable[[Options], Iterator[BarResult]] = (
         getattr(module, f"measure_{group}", None) or module.measure

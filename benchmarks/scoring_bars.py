@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.bars import BarResult, Options
@@ -24,7 +24,8 @@ _PEERS = "benchmarks.scoring_peers"
 _TOKENS = {"bf16": 8_000, "fp32": 5_000}
 _QUICK_TOKENS = 1_500
 _K4_TOKENS = 4_000
-_BATCH_SIZES = (8, 16, 32)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+"""What lm-eval is tried with."""
 _TOLERANCE_NATS = 0.01
 
 Rounds = Sequence[Sequence[Measurement]]
@@ -38,8 +39,8 @@ def measure(options: Options) -> Iterator[BarResult]:
         for precision in ("bf16", "fp32"):
             measured: dict[str, list[Ratio]] = {}
             for model in (options.model, GPT2_RANDOM):
-                cases = _cases(options, model, precision, Path(folder))
-                for key, ratio in _compare(cases, precision, options.pairs):
+                trials = _try_batches(options, model, precision, Path(folder))
+                for key, ratio in _compare(trials, precision, options.pairs):
                     measured.setdefault(key, []).append(ratio)
                 setup += measured.pop("scoring_setup_vs_lmeval")
                 for key, ratios in measured.items():
@@ -48,50 +49,73 @@ def measure(options: Options) -> Iterator[BarResult]:
         yield BarResult("scoring_k4_vs_4x1", _four_models(options, Path(folder)))
 
 
-def _cases(options: Options, model: str, precision: str, folder: Path) -> list[Case]:
+@dataclass(frozen=True)
+class _Trial:
+    """A case, with lm-eval's best batch size, and its speed at each size that was tried."""
+
+    case: Case
+    speeds: dict[str, float]
+
+
+def _case(
+    options: Options,
+    model: str,
+    precision: str,
+    dataset: str,
+    folder: Path,
+    *,
+    tokens: int,
+    batch_size: int,
+) -> Case:
+    """Give a case whose texts are neighbours in length, `batch_size` at a time."""
     place = model_folder(model, options.model)
+    name = place.name
+    return Case(
+        name=f"{name}, {dataset}, {precision}",
+        model=str(place),
+        precision=precision,
+        texts_file=write_texts(
+            folder / f"{name}-{dataset}-{tokens}-{batch_size}.json",
+            sample(test_texts(options, dataset), place, tokens, batch_size),
+        ),
+        threads=options.threads,
+        options={"tokenizer_digest": tokenizer_digest_of(place), "batch_size": str(batch_size)},
+    )
+
+
+def _try_batches(options: Options, model: str, precision: str, folder: Path) -> list[_Trial]:
+    """Find lm-eval's best batch size for each data set, on texts as it would batch them."""
+    sizes = _BATCH_SIZES[-2:] if options.quick else _BATCH_SIZES
     tokens = _QUICK_TOKENS if options.quick else _TOKENS[precision]
-    name, digest = place.name, tokenizer_digest_of(place)
-    return [
-        Case(
-            name=f"{name}, {dataset}, {precision}",
-            model=str(place),
-            precision=precision,
-            texts_file=write_texts(
-                folder / f"{name}-{dataset}-{tokens}.json",
-                sample(test_texts(options, dataset), place, tokens),
-            ),
-            threads=options.threads,
-            options={"tokenizer_digest": digest},
-        )
-        for dataset in DATASETS
-    ]
+    trials = []
+    for dataset in DATASETS:
+        cases = [
+            _case(options, model, precision, dataset, folder, tokens=tokens, batch_size=size)
+            for size in sizes
+        ]
+        speeds = [m.tokens_per_second for m in run_peer(f"{_PEERS}:lm_eval", cases)]
+        best = cases[speeds.index(max(speeds))]
+        names = [f"its_tokens_per_second_by_{size}" for size in sizes]
+        trials.append(_Trial(best, dict(zip(names, speeds, strict=True))))
+    return trials
 
 
-def _compare(cases: list[Case], precision: str, rounds: int) -> Iterator[tuple[str, Ratio]]:
+def _compare(trials: list[_Trial], precision: str, rounds: int) -> Iterator[tuple[str, Ratio]]:
     """Run all peers in turn and give each bar's ratio for each case."""
     names = ["ours", "lm_eval", "roof"] + ["naive", "labels_loss"] * (precision == "bf16")
-    prepared = _with_best_batch(cases)
-    by_case = run_rounds([f"{_PEERS}:{name}" for name in names], prepared, rounds)
-    for case, of_rounds in zip(prepared, by_case, strict=True):
+    cases = [trial.case for trial in trials]
+    by_case = run_rounds([f"{_PEERS}:{name}" for name in names], cases, rounds)
+    for trial, of_rounds in zip(trials, by_case, strict=True):
         if precision == "fp32":
             for ours, theirs, *_ in of_rounds:
-                assert_equal_scores(case.name, ours, theirs, _TOLERANCE_NATS)
+                assert_equal_scores(trial.case.name, ours, theirs, _TOLERANCE_NATS)
         for number, name in enumerate(names[1:], start=1):
             bar = f"scoring_{precision}_vs_{name.replace('lm_eval', 'lmeval')}"
-            yield bar, _speed(case.name, of_rounds, number)
-    yield "scoring_setup_vs_lmeval", _setup(prepared[0].name, by_case[0])
-
-
-def _with_best_batch(cases: list[Case]) -> list[Case]:
-    """Choose lm-eval's batch size for each case: the one that is fastest on its texts."""
-    sizes = {"sizes": ",".join(map(str, _BATCH_SIZES))}
-    found = run_peer(f"{_PEERS}:lm_eval_batches", [replace(c, options=sizes) for c in cases])
-    prepared = []
-    for case, measurement in zip(cases, found, strict=True):
-        best = max(_BATCH_SIZES, key=lambda size: measurement.values[f"batch {size}"])
-        prepared.append(replace(case, options={**case.options, "batch_size": str(best)}))
-    return prepared
+            ratio = _speed(trial.case.name, of_rounds, number)
+            if name == "lm_eval":
+                ratio = replace(ratio, details={**ratio.details, **trial.speeds})
+            yield bar, ratio
+    yield "scoring_setup_vs_lmeval", _setup(cases[0].name, by_case[0])
 
 
 def assert_equal_scores(
@@ -139,16 +163,8 @@ def _four_models(options: Options, folder: Path) -> tuple[Ratio, ...]:
     """Compare four class models with four times one, inside one process for each round."""
     tokens = _QUICK_TOKENS if options.quick else _K4_TOKENS
     cases = [
-        replace(
-            case,
-            texts_file=write_texts(
-                folder / f"four-{dataset}.json",
-                sample(test_texts(options, dataset), Path(case.model), tokens),
-            ),
-        )
-        for case, dataset in zip(
-            _cases(options, options.model, "bf16", folder), DATASETS, strict=True
-        )
+        _case(options, options.model, "bf16", dataset, folder, tokens=tokens, batch_size=8)
+        for dataset in DATASETS
     ]
     by_case = run_rounds(["benchmarks.four_models:four_models"], cases, options.pairs)
     return tuple(

@@ -14,7 +14,6 @@ imports what it needs in its own function: imports are part of its set-up.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,7 +27,7 @@ from benchmarks.cases import (
     torch_dtype,
 )
 
-__all__ = ["labels_loss", "lm_eval", "lm_eval_batches", "naive", "ours", "roof"]
+__all__ = ["labels_loss", "lm_eval", "naive", "ours", "roof"]
 
 FIRST_BATCH = 16
 """Texts of the first batch, which ends the set-up: of middling length, the same for every peer."""
@@ -129,27 +128,6 @@ def lm_eval(case: Case) -> Measurement:
     return watch.measurement(sum(lengths), {**values, "batch_size": batch_size})
 
 
-def lm_eval_batches(case: Case) -> Measurement:
-    """Find lm-eval's fastest batch size for a case, among those of `case.options["sizes"]`.
-
-    The values are tokens a second: `batch 8`, `batch 16`, …
-    """
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[case.precision]
-    peer, texts, watch = _harness_model(case.model, dtype), read_texts(case), Stopwatch()
-    watch.ready()
-    lengths, values = _lengths(peer, texts), {}
-    first = first_batch(texts)
-    _harness_scores(peer, first, _lengths(peer, first), FIRST_BATCH)
-    watch.first_batch()
-    with watch:
-        for size in case.options["sizes"].split(","):
-            began = time.perf_counter()
-            _harness_scores(peer, texts, lengths, int(size))
-            values[f"batch {size}"] = sum(lengths) / (time.perf_counter() - began)
-    return watch.measurement(sum(lengths) * len(values), values)
-
-
-@functools.cache
 def _plain_model(folder: str, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

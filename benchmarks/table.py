@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 
 from benchmarks.bars import BARS, Bar, BarResult, bar_of
-from benchmarks.pairs import Ratio
 
 __all__ = ["DOCUMENT", "RESULTS", "Machine", "render", "update_results", "write_table"]
 
@@ -74,30 +73,32 @@ def update_results(
         result: what was measured.
         command: that measured it.
         machine: on which it ran.
-        keep: whether the bar's other cases stay, with the commands that measured them.
+        keep: whether the bar's other cases stay.
 
     Raises:
         KeyError: when there is no such bar.
     """
     bar = bar_of(result.key)
     found = read_results(path)
-    cases, commands = list(result.cases), [command]
-    if keep and bar.key in found:
-        measured = {case.case for case in cases}
-        before = [Ratio(**case) for case in found[bar.key]["cases"]]
-        cases = [*(case for case in before if case.case not in measured), *cases]
-        commands = [*dict.fromkeys([*found[bar.key]["command"].split("; "), command])]
-    worst = bar.worst(tuple(cases))
+    source = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": command,
+        "machine": asdict(machine),
+    }
+    names = {case.case for case in result.cases}
+    before = found[bar.key]["cases"] if keep and bar.key in found else []
+    cases = [
+        *(case for case in before if case["case"] not in names),
+        *({**case.to_json(), **source} for case in result.cases),
+    ]
+    worst = bar.furthest(cases, key=lambda case: case["median"])
     found[bar.key] = {
-        **worst.to_json(),
+        **{name: value for name, value in worst.items() if name not in source},
         "unit": bar.unit,
         "demand": bar.demand,
         "better": bar.better,
-        "met": bar.met(worst.median),
-        "cases": [case.to_json() for case in cases],
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": "; ".join(commands),
-        "machine": asdict(machine),
+        "met": bar.met(worst["median"]),
+        "cases": cases,
     }
     order = {bar.key: number for number, bar in enumerate(BARS)}
     ordered = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
@@ -162,11 +163,11 @@ def _number(value: float, unit: str = "") -> str:
 def _measured_on(results: dict[str, dict[str, Any]]) -> list[str]:
     """Give one line for each machine, set of versions, day and command."""
     lines = []
-    for found in results.values():
-        machine = found["machine"]
+    for case in (case for found in results.values() for case in found["cases"]):
+        machine = case["machine"]
         packages = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
         lines.append(
-            f"- {found['date']}, `{found['command']}`: {machine['cpu']}; {machine['cores']} cores, "
+            f"- {case['date']}, `{case['command']}`: {machine['cpu']}; {machine['cores']} cores, "
             f"{machine['memory_gb']} GB, no GPU; {packages}"
         )
     return sorted(set(lines))

@@ -24,9 +24,6 @@ DATASETS = ("agnews", "imdb")
 
 T = TypeVar("T")
 
-_BLOCK = 8
-"""Texts that stay neighbours in a sample, as they would be in the whole set sorted by length."""
-
 
 class MissingDataError(RuntimeError):
     """A data set is not there; the message says how to prepare it."""
@@ -66,17 +63,18 @@ def _texts(path: Path) -> list[str]:
     return texts
 
 
-def sample(texts: list[str], model: Path, tokens: int) -> list[str]:
+def sample(texts: list[str], model: Path, tokens: int, block: int = 8) -> list[str]:
     """Give part of the texts, of about `tokens` tokens, with the lengths that the whole set has.
 
-    Blocks of neighbours in the order of length are taken at even distances: so a batch of a few
-    texts is padded as little as it would be in the whole set, which is what every peer sees there.
-    Texts longer than the model's context have their share of the tokens, and at least one is taken.
+    Blocks of neighbours in the order of length are taken at even distances: so a batch of `block`
+    texts is padded as little as it would be in the whole set sorted by length. Texts longer than
+    the model's context have their share of the tokens, and at least one is taken.
 
     Args:
         texts: all of them.
         model: folder with `tokenizer.json` and `config.json`.
         tokens: wanted in all.
+        block: texts that stay neighbours.
     """
     from tokenizers import Tokenizer
     from transformers import AutoConfig
@@ -90,7 +88,7 @@ def sample(texts: list[str], model: Path, tokens: int) -> list[str]:
     order = sorted(range(len(texts)), key=lambda i: lengths[i])
     short = [i for i in order if lengths[i] <= context]
     long = order[len(short) :]
-    blocks = [short[start : start + _BLOCK] for start in range(0, len(short), _BLOCK)]
+    blocks = [short[start : start + block] for start in range(0, len(short), block)]
     chosen = [i for block in _evenly(blocks, part) for i in block] + _evenly(long, part)
     return [texts[i] for i in chosen]
 

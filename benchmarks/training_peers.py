@@ -6,6 +6,7 @@
     trainer_bf16            Trainer at its best: bf16, dynamic padding, texts grouped by length
     trainer_bf16_compiled   the same with `torch_compile`
     trainer_bf16_weights    the same, not compiled, with weights in bf16: no float32 masters
+    trainer_bf16_our_order  not compiled and not grouped: the very texts of our steps
     roof                    the matrix products alone: no peer, but what the hardware gives
 
 What they have in common is in `benchmarks.training_work`. Memory is that above the imports. Values:
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -39,6 +41,7 @@ __all__ = [
     "roof",
     "trainer_bf16",
     "trainer_bf16_compiled",
+    "trainer_bf16_our_order",
     "trainer_bf16_weights",
     "trainer_fp32",
     "trainer_padded",
@@ -147,6 +150,11 @@ def trainer_bf16_compiled(case: Case) -> Measurement:
     return _trainer(case, Recipe(bf16=True, group_by_length=True, compiled=True))
 
 
+def trainer_bf16_our_order(case: Case) -> Measurement:
+    """Train with the texts of our steps, for memory at the same tokens a step."""
+    return _trainer(case, Recipe(bf16=True))
+
+
 def trainer_bf16_weights(case: Case) -> Measurement:
     """Train weights that are bf16 themselves: small updates are rounded away."""
     return _trainer(case, Recipe(weights="bfloat16", group_by_length=True))
@@ -197,7 +205,7 @@ def _trainer(case: Case, recipe: Recipe) -> Measurement:
             seed=config.seed,
             bf16=recipe.bf16,
             torch_compile=recipe.compiled,
-            train_sampling_strategy="group_by_length" if recipe.group_by_length else "sequential",
+            train_sampling_strategy="sequential",
             use_cpu=True,
             dataloader_pin_memory=False,
             save_strategy="no",
@@ -218,8 +226,18 @@ def _trainer(case: Case, recipe: Recipe) -> Measurement:
 
 
 def _rows(work: Work, recipe: Recipe) -> list[dict[str, list[int]]]:
-    """Give the sequences in the order of our batches, padded where the recipe says so."""
-    batches = work.batches()[: recipe.steps]
+    """Give the sequences batch by batch, padded where the recipe says so.
+
+    Grouped by length they are as Trainer would have them in a large set: its own sampler groups
+    among 50 batches, or a quarter of them where there are fewer, and begins with the longest.
+    """
+    batches = work.batches()
+    if recipe.group_by_length:
+        by_length = sorted((n for batch in batches for n in batch), key=work.lengths.__getitem__)
+        size = work.config.batch_size
+        batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        random.Random(work.config.seed).shuffle(batches)
+    batches = batches[: recipe.steps]
     ordered = [work.sequences[number] for batch in batches for number in batch]
     rows = [{"input_ids": [*text.inputs.tolist(), int(text.targets[-1])]} for text in ordered]
     # The collator masks padding by token id, so it must be one that no text has; EOS is trained.

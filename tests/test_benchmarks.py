@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,10 +100,41 @@ def test_results_keep_what_was_not_measured_again(tmp_path):
     again = found["scoring_bf16_vs_lmeval"]
     assert (again["median"], again["case"], again["pairs"]) == (1.6, "case 1.6", 1)
     assert [case["median"] for case in again["cases"]] == [1.9, 1.6]
-    assert (again["command"], again["met"]) == ("third", True)
+    assert ({case["command"] for case in again["cases"]}, again["met"]) == ({"third"}, True)
     with pytest.raises(KeyError):
         update_results(path, result("no_such_bar", 1.0), "fourth", MACHINE)
     assert read_results(path) == found
+
+
+def test_other_cases_stay_where_one_was_chosen(tmp_path):
+    path = tmp_path / "results.json"
+    key = "training_bf16_vs_trainer_best"
+    update_results(path, result(key, 1.1, 1.3), "all", MACHINE)
+    update_results(path, result(key, 1.3, 1.5), "one", MACHINE, keep=True)
+    found = read_results(path)[key]
+    assert [(case["case"], case["command"]) for case in found["cases"]] == [
+        ("case 1.1", "all"), ("case 1.3", "one"), ("case 1.5", "one"),
+    ]  # fmt: skip
+    assert (found["case"], found["met"]) == ("case 1.1", False)
+    assert "`all`" in render(read_results(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick"], "--results"),
+        (["scoring", "--case", "imdb"], "--case"),
+        (["training", "--case", "no such", "--data", "/nowhere"], "no such"),
+        (["no-such-group"], "no group"),
+    ],
+)
+def test_what_cannot_be_published_is_not_measured(arguments, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_the_table_stands_between_its_marks(tmp_path):

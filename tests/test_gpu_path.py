@@ -52,7 +52,7 @@ def passes_of(lm):
 
 @pytest.fixture
 def unpacked(monkeypatch):
-    """transformers asks once a pass whether sequences are packed (docs/performance.md): not here."""
+    """transformers asks once a pass whether sequences are packed (docs/performance.md)."""
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _positions: None)
 
 

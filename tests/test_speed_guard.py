@@ -1,8 +1,9 @@
-"""Scoring stays ahead of the formula with all logits at once, as a ratio on this very machine.
+"""Scoring and training stay ahead of all logits at once, as a ratio on this very machine.
 
 lm-evaluation-harness scores that way: padded batches of 16, one log-softmax over the whole
-[texts × tokens × vocabulary] tensor. Both run in turn in one process, so what else the machine does
-slows both. `python -m benchmarks scoring` measures real models and peers.
+[texts × tokens × vocabulary] tensor; Trainer trains that way, by the model's own loss. Both run in
+turn in one process, so what else the machine does slows both. `python -m benchmarks` measures real
+models and peers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from transformers import AutoModelForCausalLM
 
 from benchmarks.memory_bars import word_model
 from benchmarks.models import class_model_set, examples_of, tokenizer_digest_of
@@ -56,8 +58,6 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def test_scoring_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     random = np.random.default_rng(0)
     words = [random.integers(0, 4_000, length) for length in random.integers(15, 90, 48)]
     examples = examples_of([" ".join(f"w{n}" for n in text) for text in words])
@@ -76,6 +76,47 @@ def test_scoring_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
         return padded_batches(plain, sequences)
 
     assert_allclose(ours(), all_logits(), atol=1e-2, rtol=0)
+    stays_ahead(ours, all_logits)
+
+
+def test_training_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
+    """Forward and backward of one batch, as one class model is trained."""
+    from gencls_core.model_inputs import window_states
+    from gencls_core.model_source import ResolvedModel
+    from gencls_core.models import load_causal_lm
+    from gencls_core.tokenization import SequencePolicy, TokenizedText, windows_of
+    from gencls_core.training_loss import negative_log_likelihood
+
+    lm = load_causal_lm(ResolvedModel.of_folder("ours", folder))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    policy = SequencePolicy.resolve(SequenceConfig(), bos_id=0, eos_id=0, context=lm.context)
+    random = np.random.default_rng(1)
+    lengths = random.integers(30, 60, BATCH)
+    ids = [random.integers(1, 4_000, length).tolist() for length in lengths]
+    texts = [TokenizedText.of(own, policy) for own in ids]
+    rows = [torch.tensor([0, *own, 0]) for own in ids]
+    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    labels_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    tokens = sum(map(len, texts))
+
+    def ours() -> float:
+        lm.model.zero_grad()
+        hidden_ND, targets_N = window_states(lm, texts, windows_of(texts, policy.window))
+        loss = negative_log_likelihood(hidden_ND, lm.head, targets_N, lm.vocabulary) / tokens
+        loss.backward()
+        return float(loss.detach())
+
+    def all_logits() -> float:
+        plain.zero_grad()
+        loss = plain(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss
+        loss.backward()
+        return float(loss.detach())
+
+    assert_allclose(ours(), all_logits(), rtol=1e-4)
+    stays_ahead(ours, all_logits)
+
+
+def stays_ahead(ours: Callable[[], object], all_logits: Callable[[], object]) -> None:
     ratios = []
     for _ in range(ROUNDS):
         mine = seconds(ours)
