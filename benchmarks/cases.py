@@ -21,16 +21,12 @@ __all__ = [
     "SPAWNED",
     "Case",
     "Measurement",
-    "Precision",
     "Stopwatch",
     "median_seconds",
     "read_texts",
     "torch_dtype",
     "write_texts",
 ]
-
-Precision = str
-"""`fp32` or `bf16`."""
 
 SPAWNED = "GENCLS_BENCH_SPAWNED"
 """Environment variable: the parent's monotonic clock, in seconds, when it started this process."""
@@ -43,7 +39,8 @@ class Case:
     name: str
     model: str
     """A model folder."""
-    precision: Precision
+    precision: str
+    """`fp32` or `bf16`."""
     texts_file: str
     """A JSON list of strings; empty where a case needs no texts."""
     threads: int

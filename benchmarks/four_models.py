@@ -16,27 +16,17 @@ def four_models(case: Case) -> Measurement:
 
     `seconds` are those of the four models, the value `four_times_one` those of one.
     """
-    from benchmarks.models import class_model_set, examples_of
-    from gencls_core.config import ScoringConfig, SequenceConfig
+    from benchmarks.models import class_model_set, examples_of, score_under
 
     digest = case.options["tokenizer_digest"]
     models = class_model_set(case.model, torch_dtype(case), digest, CLASSES)
-    examples, sequence, scoring = examples_of(read_texts(case)), SequenceConfig(), ScoringConfig()
-
-    def score(*classes: str) -> int:
-        encoded, tokens = models.encode(examples), 0
-        for name in classes:
-            table = models.score(examples, name, sequence, scoring, encoded=encoded)
-            tokens += sum(table.column("num_tokens").to_pylist())
-        return tokens
-
-    watch = Stopwatch()
+    examples, watch = examples_of(read_texts(case)), Stopwatch()
     watch.ready()
-    score(*CLASSES)
+    score_under(models, examples, CLASSES)
     watch.first_batch()
     with watch:
-        tokens = score(*CLASSES)
+        tokens = score_under(models, examples, CLASSES)
     began = time.perf_counter()
     for _ in CLASSES:
-        score(CLASSES[0])
+        score_under(models, examples, CLASSES[:1])
     return watch.measurement(tokens, {"four_times_one": time.perf_counter() - began})

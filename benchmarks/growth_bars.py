@@ -12,7 +12,13 @@ from pathlib import Path
 
 from benchmarks.bars import BarResult, Options
 from benchmarks.cases import Case, Measurement, Stopwatch, read_texts, torch_dtype, write_texts
-from benchmarks.models import class_model_set, examples_of, model_folder, tokenizer_digest_of
+from benchmarks.models import (
+    class_model_set,
+    examples_of,
+    model_folder,
+    score_under,
+    tokenizer_digest_of,
+)
 from benchmarks.pairs import Ratio, run_peer
 from benchmarks.texts import sample, test_texts
 
@@ -23,26 +29,16 @@ TOKENS = 6_000
 
 def score_rows(case: Case) -> Measurement:
     """Score a case's texts under `classes` models of the case's folder."""
-    import torch
-
-    from gencls_core.config import ScoringConfig, SequenceConfig
-
     watch = Stopwatch()
     names = tuple(f"class {number}" for number in range(2))
-    digest = case.options["tokenizer"]
+    digest = case.options["tokenizer_digest"]
     models = class_model_set(case.model, torch_dtype(case), digest, names)
-    torch.set_num_threads(case.threads)
     watch.ready()
     examples = examples_of(read_texts(case))
-    sequence, scoring = SequenceConfig(), ScoringConfig()
-    models.score(examples.slice(0, 8), names[0], sequence, scoring)
+    score_under(models, examples.slice(0, 8), names[:1])
     watch.first_batch()
-    tokens = 0
     with watch:
-        encoded = models.encode(examples)
-        for name in names[: int(case.options["classes"])]:
-            table = models.score(examples, name, sequence, scoring, encoded=encoded)
-            tokens += sum(table.column("num_tokens").to_pylist())
+        tokens = score_under(models, examples, names[: int(case.options["classes"])])
     return watch.measurement(tokens)
 
 
@@ -59,7 +55,7 @@ def measure(options: Options) -> Iterator[BarResult]:
         }
 
         def case(size: str, classes: int) -> Case:
-            asked = {"classes": str(classes), "tokenizer": digest}
+            asked = {"classes": str(classes), "tokenizer_digest": digest}
             return Case(size, str(folder), "bf16", texts[size], options.threads, asked)
 
         cases = [case("n", 1), case("2n", 1), case("n", 1), case("n", 2)] * options.pairs

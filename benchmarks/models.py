@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "examples_of",
     "model_folder",
     "resolved",
+    "score_under",
     "tokenizer_digest_of",
 ]
 
@@ -72,6 +74,17 @@ def class_model_set(
         _class_model(base, name, number, tokenizer_digest) for number, name in enumerate(classes)
     ]
     return ClassModelSet(models, base, dtype=dtype)
+
+
+def score_under(models: ClassModelSet, examples: pa.Table, classes: Iterable[str]) -> int:
+    """Tokenise once, score under each of the classes, as an actor does; give the scored tokens."""
+    from gencls_core.config import ScoringConfig, SequenceConfig
+
+    encoded, tokens = models.encode(examples), 0
+    for name in classes:
+        table = models.score(examples, name, SequenceConfig(), ScoringConfig(), encoded=encoded)
+        tokens += sum(table.column("num_tokens").to_pylist())
+    return tokens
 
 
 def _class_model(base: ResolvedModel, name: str, number: int, tokenizer_digest: str) -> ClassModel:

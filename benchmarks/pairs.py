@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.cases import SPAWNED, Case, Measurement
 
-__all__ = ["Pair", "PeerError", "Ratio", "answer", "run_pairs", "run_peer", "run_rounds"]
+__all__ = ["Pair", "PeerError", "Ratio", "answer", "run_peer", "run_rounds"]
 
 Pair = tuple[Measurement, Measurement]
 """Ours and the peer's, of one round."""
@@ -112,8 +112,6 @@ def answer(peer: str, asked: str) -> None:
         cases = [Case(**values) for values in json.loads(asked)]
         module, _, function = peer.partition(":")
         measure: Callable[[Case], Measurement] = getattr(import_module(module), function)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(cases[0].threads)
         for case in cases:
             print(json.dumps(measure(case).to_json()), file=out, flush=True)
 
@@ -128,8 +126,3 @@ def run_rounds(
         for number in range(len(cases)):
             by_case[number].append(tuple(measured[number] for measured in of_peers))
     return by_case
-
-
-def run_pairs(ours: str, peer: str, case: Case, pairs: int) -> list[Pair]:
-    """Run ours and a peer in turn, A B A B, each time in a fresh process."""
-    return [(a, b) for a, b in run_rounds([ours, peer], [case], pairs)[0]]

@@ -38,7 +38,7 @@ def resolve_precision(
 
 
 def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Say whether this machine's CPU has products in bf16, which are several times as fast.
+    """Say whether this machine's CPU has products in bf16, which are about twice as fast.
 
     On one without, bf16 is computed in float32, and slower than that. Linux on x86-64 and ARM;
     elsewhere it says no.

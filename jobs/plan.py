@@ -83,7 +83,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
 
 
 def _faster(preparation: Preparation) -> str:
-    """Say where a flag would make the run several times as fast."""
+    """Say where a flag would make the run nearly twice as fast."""
     from gencls_core.precision import cpu_multiplies_bf16
 
     if preparation.precision != "fp32" or preparation.plan.device != "cpu":
@@ -91,7 +91,7 @@ def _faster(preparation: Preparation) -> str:
     # Only of this machine is its CPU known.
     if preparation.config.compute.address is not None or not cpu_multiplies_bf16():
         return ""
-    return " (--precision bf16 is about 3 times as fast on this CPU: docs/performance.md)"
+    return " (--precision bf16 is nearly twice as fast on this CPU: docs/performance.md)"
 
 
 def _machines(budget: Budget) -> list[str]:

@@ -15,7 +15,7 @@ import benchmarks.texts
 from benchmarks.bars import BARS, GROUPS, Bar, BarResult, Options
 from benchmarks.cases import Case, Measurement, write_texts
 from benchmarks.models import tokenizer_digest_of
-from benchmarks.pairs import PeerError, Ratio, run_pairs, run_peer
+from benchmarks.pairs import PeerError, Ratio, run_peer, run_rounds
 from benchmarks.scoring_bars import assert_equal_scores
 from benchmarks.table import RESULTS, Machine, read_results, render, update_results, write_table
 from benchmarks.texts import MissingDataError, sample
@@ -204,7 +204,7 @@ def test_a_pair_in_fresh_processes_scores_the_same(tmp_path):
         options={"tokenizer_digest": tokenizer_digest_of(folder)},
     )
     peers = "benchmarks.scoring_peers:ours", "benchmarks.scoring_peers:naive"
-    [(ours, naive)] = run_pairs(*peers, case, 1)
+    [[(ours, naive)]] = run_rounds(peers, [case], 1)
     assert_equal_scores(case.name, ours, naive, 1e-3)
     assert ours.values["text 5"] == 0  # the empty text
     assert all(ours.values[f"text {n}"] < -10 for n in (0, 1, 2, 3, 4, 6))
