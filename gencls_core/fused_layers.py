@@ -59,6 +59,8 @@ def pack(model: Any) -> None:
 
 def _pack(module: nn.Module, kept: set[int]) -> None:
     child: Any
+    if _looks_like_gelu_mlp(module):
+        _pack_gelu(module)
     for name, child in list(module.named_children()):
         if id(child) in kept:
             continue
@@ -68,6 +70,12 @@ def _pack(module: nn.Module, kept: set[int]) -> None:
             setattr(module, name, PackedLinear.of(child))
         else:
             _pack(child, kept)
+
+
+def _pack_gelu(mlp: Any) -> None:
+    """Let the GELU of an MLP be applied within the product before it."""
+    mlp.c_fc = PackedLinear.of(mlp.c_fc, "gelu", mlp.act.approximate)
+    mlp.act = nn.Identity()
 
 
 @torch.no_grad()
@@ -102,4 +110,15 @@ def _looks_like_gated_mlp(module: Any) -> bool:
             type(children[name]) is FastLinear and children[name].bias is None
             for name in ("gate_proj", "up_proj", "down_proj")
         )
+    )
+
+
+def _looks_like_gelu_mlp(module: nn.Module) -> bool:
+    """Say whether a module is GPT-2's MLP, or one of its kin."""
+    children = dict(module.named_children())
+    return (
+        type(module).__name__.endswith("MLP")
+        and list(children) == ["c_fc", "c_proj", "act", "dropout"]
+        and isinstance(children["act"], nn.GELU)
+        and all(type(children[name]) in _LINEAR.values() for name in ("c_fc", "c_proj"))
     )

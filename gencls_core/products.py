@@ -50,8 +50,11 @@ def _by_onednn(
     weight_NK: Tensor,
     bias_N: Tensor | None,
     activation: str = "none",
+    algorithm: str = "",
 ) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, activation, [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(
+        x_MK, weight_NK, bias_N, activation, [], algorithm
+    )
     return result
 
 
@@ -128,25 +131,33 @@ class PackedLinear(nn.Module):
     weight: Tensor
     """[N, K]; opaque, but its shape and precision can be asked for."""
 
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, activation: str = "none") -> None:
+    def __init__(
+        self,
+        weight_NK: Tensor,
+        bias_N: Tensor | None,
+        activation: str = "none",
+        algorithm: str = "",
+    ) -> None:
         super().__init__()
         weight_NK = weight_NK.detach().contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK, EXPECTED_ROWS)
         self.bias = None if bias_N is None else bias_N.detach()
-        self.activation = activation
+        self.activation, self.algorithm = activation, algorithm
 
     @classmethod
-    def of(cls, layer: nn.Linear | Conv1D, activation: str = "none") -> PackedLinear:
+    def of(
+        cls, layer: nn.Linear | Conv1D, activation: str = "none", algorithm: str = ""
+    ) -> PackedLinear:
         """Pack a linear layer's weight; the layer is no longer needed.
 
-        `activation` is one of oneDNN's; SiLU is `swish` there.
+        `activation` is one of oneDNN's, where SiLU is `swish`; `algorithm` is a GELU's.
         """
         weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
-        return cls(weight, layer.bias, activation)
+        return cls(weight, layer.bias, activation, algorithm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give activation(x Wᵀ + b)."""
-        return _by_onednn(x, self.weight, self.bias, self.activation)
+        return _by_onednn(x, self.weight, self.bias, self.activation, self.algorithm)
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """Give (x Wᵀ + b) · other, elementwise."""

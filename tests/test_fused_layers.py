@@ -70,6 +70,8 @@ def test_a_packed_model_says_the_same(architecture, dtype, tmp_path):
     torch.testing.assert_close(after, before, atol=tolerance, rtol=0)
     assert ("PackedGatedMLP" in kinds(model)) == (architecture == "llama")
     assert "PackedLinear" in kinds(model)
+    # GPT-2's GELU is applied within a product.
+    assert ("Identity" in kinds(model)) == (architecture == "gpt2")
     assert isinstance(model.get_output_embeddings(), FastLinear)
 
 
