@@ -4,8 +4,8 @@
     python -m benchmarks scoring memory          two of them
     python -m benchmarks peer MODULE:FUNCTION …  what a peer's process runs
 
-A group's figures go into benchmarks/results.json when all its cases are there, and into the table
-of docs/performance.md; those of bars that were not asked for stay.
+A bar's figures go into benchmarks/results.json when all its cases are there, and into the table of
+docs/performance.md; those of bars that were not asked for stay.
 """
 
 from __future__ import annotations
@@ -61,17 +61,16 @@ def main() -> int:
     failed = False
     for group in asked.groups or GROUPS:
         try:
-            # The last result of a bar has all its cases.
-            found = {}
+            measured = 0
             for result in measurer(group)(options):
-                found[result.key] = result
+                measured += 1
                 print(_line(result), flush=True)
-            if not found:
+                if result.whole:
+                    update_results(
+                        asked.results, result, command, Machine.here(), keep=bool(asked.case)
+                    )
+            if not measured:
                 parser.error(f"no case of {group} has {asked.case!r} in its name")
-            for result in found.values():
-                update_results(
-                    asked.results, result, command, Machine.here(), keep=bool(asked.case)
-                )
         except (MissingDataError, PeerError) as error:
             print(f"{group}: {error}", file=sys.stderr, flush=True)
             failed = True

@@ -66,6 +66,8 @@ class BarResult:
 
     key: str
     cases: tuple[Ratio, ...]
+    whole: bool = True
+    """Whether these are all of its cases; until then it is shown and not kept."""
 
 
 GROUPS = {

@@ -81,7 +81,7 @@ def _above_weights(options: Options, folder: Path) -> Iterator[BarResult]:
         naive = run_peer(f"{_PEERS}:naive_batch", [case])[0]
         ratios.append(_megabytes(case, options.pairs, {"naive_mb": _above(naive)}))
         ratios.append(_megabytes(_in_bf16(case), options.pairs))
-        yield BarResult("scoring_memory_above_weights_mb", tuple(ratios))
+        yield BarResult("scoring_memory_above_weights_mb", tuple(ratios), whole=False)
     model = model_folder(options.model, options.model)
     file = write_texts(folder / "long.json", [" ".join(["river"] * _LONG_WORDS)])
     case = _case(options, f"{model.name}, one text of {_LONG_WORDS:,} words", model, file)

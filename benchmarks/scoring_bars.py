@@ -43,9 +43,12 @@ def measure(options: Options) -> Iterator[BarResult]:
                 for key, ratio in _compare(trials, precision, options.pairs):
                     measured.setdefault(key, []).append(ratio)
                 setup += measured.pop("scoring_setup_vs_lmeval")
+                last = model == GPT2_RANDOM
                 for key, ratios in measured.items():
-                    yield BarResult(key, tuple(ratios))
-                yield BarResult("scoring_setup_vs_lmeval", tuple(setup))
+                    yield BarResult(key, tuple(ratios), last)
+                yield BarResult(
+                    "scoring_setup_vs_lmeval", tuple(setup), last and precision == "fp32"
+                )
         yield BarResult("scoring_k4_vs_4x1", _four_models(options, Path(folder)))
 
 

@@ -93,7 +93,7 @@ def measure(options: Options) -> Iterator[BarResult]:
         for key, (peer, figure) in FIGURES.items():
             if peer in found.rounds[0]:
                 measured.setdefault(key, []).append(_ratio(size.name, found, peer, figure))
-                yield BarResult(key, tuple(measured[key]))
+                yield BarResult(key, tuple(measured[key]), size == sizes[-1])
 
 
 def _rounds(options: Options, size: Size) -> Rounds:
