@@ -156,10 +156,11 @@ class _Gradients:
 
 def _chunks_of_kept_logits(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     """Cut rows as evenly as can be: a small rest makes slow products."""
-    most = max(1, KEPT_LOGITS_BYTES // (len(weight_VD) * weight_VD.element_size()))
+    logits = KEPT_LOGITS_BYTES // weight_VD.element_size()
     if hidden_ND.device.type != "cpu":
         # There all columns go through float32 at once, not block by block.
-        most = max(1, LOGITS_PER_CHUNK // len(weight_VD))
+        logits = LOGITS_PER_CHUNK
+    most = max(1, logits // len(weight_VD))
     count = math.ceil(len(hidden_ND) / most)
     ends = [len(hidden_ND) * number // count for number in range(count + 1)] if count else []
     return [slice(start, stop) for start, stop in pairwise(ends)]
