@@ -16,7 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.bars import GROUPS, BarResult, Options, bar_of, measurer
+from benchmarks import training_bars
+from benchmarks.bars import GROUPS, NEED_BF16, BarResult, Options, bar_of, measurer
 from benchmarks.pairs import PeerError, answer
 from benchmarks.table import (
     DOCUMENT,
@@ -28,6 +29,7 @@ from benchmarks.table import (
     write_table,
 )
 from benchmarks.texts import DATA_VARIABLE, MissingDataError
+from gencls_core.precision import cpu_multiplies_bf16
 
 
 def main() -> int:
@@ -53,24 +55,29 @@ def main() -> int:
         parser.error("--quick measures too little to be published: give --results FILE")
     if asked.case and asked.groups != ["training"]:
         parser.error("--case chooses among the cases of the group training alone")
-    options = Options(asked.pairs, asked.quick, asked.model, asked.data, asked.threads, asked.case)
+    if not any(asked.case in size.name for size in training_bars.SIZES):
+        parser.error(f"no case of training has {asked.case!r} in its name")
+    precisions = ("bf16", "fp32") if cpu_multiplies_bf16() else ("fp32",)
+    options = Options(
+        asked.pairs, asked.quick, asked.model, asked.data, asked.threads, precisions, asked.case
+    )
     command = shlex.join(["python", "-m", "benchmarks", *_without_places(sys.argv[1:])])
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"this machine is busy (load {load:.1f}): figures will scatter", file=sys.stderr)
     failed = False
     for group in asked.groups or GROUPS:
+        if group in NEED_BF16 and not options.has_bf16:
+            print(f"{group}: left out, as this CPU has no products in bf16", file=sys.stderr)
+            failed |= bool(asked.groups)
+            continue
         try:
-            measured = 0
             for result in measurer(group)(options):
-                measured += 1
                 print(_line(result), flush=True)
                 if result.whole:
                     update_results(
                         asked.results, result, command, Machine.here(), keep=bool(asked.case)
                     )
-            if not measured:
-                parser.error(f"no case of {group} has {asked.case!r} in its name")
         except (MissingDataError, PeerError) as error:
             print(f"{group}: {error}", file=sys.stderr, flush=True)
             failed = True

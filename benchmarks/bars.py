@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from benchmarks.pairs import Ratio
 
-__all__ = ["BARS", "GROUPS", "Bar", "BarResult", "Options", "bar_of", "measurer"]
+__all__ = ["BARS", "GROUPS", "NEED_BF16", "Bar", "BarResult", "Options", "bar_of", "measurer"]
 
 Unit = Literal["×", "of the roof", "MB", "s", "%", "nats"]
 
@@ -27,8 +27,15 @@ class Options:
     data: Path | None
     """The folder that holds `agnews-classifier` and `imdb-classifier`."""
     threads: int
+    precisions: tuple[str, ...] = ("bf16", "fp32")
+    """What this machine's CPU multiplies, the faster one first."""
     case: str = ""
     """Of training: only cases that have this in their name."""
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bars in bf16 can be measured here."""
+        return "bf16" in self.precisions
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,9 @@ class BarResult:
     whole: bool = True
     """Whether these are all of its cases; until then it is shown and not kept."""
 
+
+NEED_BF16 = ("training", "agreement")
+"""Groups that have nothing to measure without products in bf16."""
 
 GROUPS = {
     "scoring": "benchmarks.scoring_bars",

@@ -44,7 +44,7 @@ def score_rows(case: Case) -> Measurement:
 
 def measure(options: Options) -> Iterator[BarResult]:
     """Score n texts under 1 class, 2n under 1, n under 2, again and again in one process."""
-    folder = model_folder(options.model, options.model)
+    folder, precision = model_folder(options.model, options.model), options.precisions[0]
     tokens = TOKENS // (4 if options.quick else 1)
     digest = tokenizer_digest_of(folder)
     with tempfile.TemporaryDirectory(prefix="gencls-bench-") as where:
@@ -56,13 +56,13 @@ def measure(options: Options) -> Iterator[BarResult]:
 
         def case(size: str, classes: int) -> Case:
             asked = {"classes": str(classes), "tokenizer_digest": digest}
-            return Case(size, str(folder), "bf16", texts[size], options.threads, asked)
+            return Case(size, str(folder), precision, texts[size], options.threads, asked)
 
         cases = [case("n", 1), case("2n", 1), case("n", 1), case("n", 2)] * options.pairs
         found = run_peer("benchmarks.growth_bars:score_rows", cases)
     by_texts = [b.seconds / a.seconds for a, b in zip(found[::4], found[1::4], strict=True)]
     by_classes = [b.seconds / a.seconds for a, b in zip(found[2::4], found[3::4], strict=True)]
-    name = f"AG News, {len(chosen)} texts, bf16"
+    name = f"AG News, {len(chosen)} texts, {precision}"
     peak = {"peak_mb_more": (found[1].peak_memory_bytes - found[0].peak_memory_bytes) / 1e6}
     yield BarResult("growth_texts", (Ratio.of_values(name, by_texts, peak),))
     yield BarResult("growth_classes", (Ratio.of_values(name, by_classes),))

@@ -80,12 +80,12 @@ def _above_weights(options: Options, folder: Path) -> Iterator[BarResult]:
         case = _case(options, name, model, file)
         naive = run_peer(f"{_PEERS}:naive_batch", [case])[0]
         ratios.append(_megabytes(case, options.pairs, {"naive_mb": _above(naive)}))
-        ratios.append(_megabytes(_in_bf16(case), options.pairs))
+        ratios += [_megabytes(each, options.pairs) for each in _in_bf16(case, options)]
         yield BarResult("scoring_memory_above_weights_mb", tuple(ratios), whole=False)
     model = model_folder(options.model, options.model)
     file = write_texts(folder / "long.json", [" ".join(["river"] * _LONG_WORDS)])
     case = _case(options, f"{model.name}, one text of {_LONG_WORDS:,} words", model, file)
-    ratios += [_megabytes(each, options.pairs) for each in (case, _in_bf16(case))]
+    ratios += [_megabytes(each, options.pairs) for each in (case, *_in_bf16(case, options))]
     yield BarResult("scoring_memory_above_weights_mb", tuple(ratios))
 
 
@@ -140,8 +140,10 @@ def _case(options: Options, name: str, model: Path, texts_file: str) -> Case:
     )
 
 
-def _in_bf16(case: Case) -> Case:
-    return replace(case, name=case.name.replace("fp32", "bf16"), precision="bf16")
+def _in_bf16(case: Case, options: Options) -> list[Case]:
+    """Give the same case in bf16, where this machine multiplies it."""
+    in_bf16 = replace(case, name=case.name.replace("fp32", "bf16"), precision="bf16")
+    return [in_bf16] * options.has_bf16
 
 
 def _megabytes(case: Case, rounds: int, details: dict[str, float] | None = None) -> Ratio:

@@ -40,7 +40,7 @@ model = "{model}"
 epochs = 1
 
 [compute]
-precision = "bf16"
+precision = "{precision}"
 """
 
 
@@ -52,7 +52,8 @@ def measure(options: Options) -> Iterator[BarResult]:
         on_ray.append(_seconds(options, ["jobs", "run"]))
         alone.append(_seconds(options, ["benchmarks.one_process"]))
         beyond.append(on_ray[-1] - 1.05 * alone[-1])
-    name = f"AG News, 4 classes × {TRAIN_TEXTS_PER_CLASS} texts, {TEST_TEXTS} test texts, bf16"
+    texts = f"4 classes × {TRAIN_TEXTS_PER_CLASS} texts, {TEST_TEXTS} test texts"
+    name = f"AG News, {texts}, {options.precisions[0]}"
     details = {
         "ray_seconds": statistics.median(on_ray),
         "one_process_seconds": statistics.median(alone),
@@ -73,6 +74,7 @@ def _seconds(options: Options, module: list[str]) -> float:
                 output=Path(folder, "run"),
                 data=data_folder(options, "agnews"),
                 model=model_folder(options.model, options.model),
+                precision=options.precisions[0],
                 train=TRAIN_TEXTS_PER_CLASS // (4 if options.quick else 1),
                 test=TEST_TEXTS // (4 if options.quick else 1),
             ),

@@ -36,7 +36,7 @@ def measure(options: Options) -> Iterator[BarResult]:
     """Measure the bars of scoring; a bar is given again as soon as it has one more case."""
     setup: list[Ratio] = []
     with tempfile.TemporaryDirectory(prefix="gencls-bench-") as folder:
-        for precision in ("bf16", "fp32"):
+        for precision in options.precisions:
             measured: dict[str, list[Ratio]] = {}
             for model in (options.model, GPT2_RANDOM):
                 trials = _try_batches(options, model, precision, Path(folder))
@@ -46,9 +46,8 @@ def measure(options: Options) -> Iterator[BarResult]:
                 last = model == GPT2_RANDOM
                 for key, ratios in measured.items():
                     yield BarResult(key, tuple(ratios), last)
-                yield BarResult(
-                    "scoring_setup_vs_lmeval", tuple(setup), last and precision == "fp32"
-                )
+                all_of_setup = last and precision == options.precisions[-1]
+                yield BarResult("scoring_setup_vs_lmeval", tuple(setup), all_of_setup)
         yield BarResult("scoring_k4_vs_4x1", _four_models(options, Path(folder)))
 
 
@@ -165,8 +164,9 @@ def _setup(case: str, rounds: Rounds) -> Ratio:
 def _four_models(options: Options, folder: Path) -> tuple[Ratio, ...]:
     """Compare four class models with four times one, inside one process for each round."""
     tokens = _QUICK_TOKENS if options.quick else _K4_TOKENS
+    precision = options.precisions[0]
     cases = [
-        _case(options, options.model, "bf16", dataset, folder, tokens=tokens, batch_size=8)
+        _case(options, options.model, precision, dataset, folder, tokens=tokens, batch_size=8)
         for dataset in DATASETS
     ]
     by_case = run_rounds(["benchmarks.four_models:four_models"], cases, options.pairs)

@@ -16,8 +16,18 @@ from typing import Any, Literal
 
 from gencls_core.config import ComputeConfig
 from gencls_core.errors import ResourceError
+from gencls_core.precision import Precision, cpu_multiplies_bf16, resolve_precision
 
-__all__ = ["GB", "Budget", "Device", "Node", "cluster_budget", "device_of", "local_budget"]
+__all__ = [
+    "GB",
+    "Budget",
+    "Device",
+    "Node",
+    "cluster_budget",
+    "device_of",
+    "local_budget",
+    "precision_of",
+]
 
 GB = 10**9
 
@@ -106,6 +116,17 @@ def device_of(budget: Budget, compute: ComputeConfig) -> Device:
             remedy="leave --device out, or start nodes with GPUs",
         )
     return "cuda"
+
+
+def precision_of(
+    budget: Budget, compute: ComputeConfig, device: Device
+) -> tuple[Precision, str | None]:
+    """Give the precision in which models run, and a note where that needs one."""
+    bf16 = budget.bf16
+    if device == "cpu":
+        # Of a cluster's CPUs that is not known.
+        bf16 = cpu_multiplies_bf16() if compute.address is None else None
+    return resolve_precision(compute.precision, device, bf16=bf16)
 
 
 def local_budget(compute: ComputeConfig) -> Budget:

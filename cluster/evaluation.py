@@ -11,7 +11,7 @@ from typing import Any
 from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
 from cluster.preparation import CLASS_LM_SYSTEM, Preparation, workload_of
-from cluster.resources import ModelSize, device_of, make_plan
+from cluster.resources import ModelSize, device_of, make_plan, precision_of
 from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import Scorer
 from cluster.stages import baseline_stage, report_stage
@@ -25,7 +25,6 @@ from gencls_core.errors import ModelError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.ownership import Lease
-from gencls_core.precision import resolve_precision
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import digest_of
@@ -325,7 +324,7 @@ def _prepare_with_models(
     base = _base_of(texts.source, models)
     size = ModelSize.of(base.config, base.parameters)
     device = device_of(budget, config.compute)
-    precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
+    precision, note = precision_of(budget, config.compute, device)
     work = workload_of(
         config, texts.dataset, precision, device, models=len(models), trainings=0, scores=True
     )

@@ -17,6 +17,7 @@ from cluster.resources import (
     device_of,
     local_budget,
     make_plan,
+    precision_of,
 )
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ModelConfig, RunConfig
@@ -25,7 +26,7 @@ from gencls_core.digests import scratch_digest, shard_ranges, training_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
-from gencls_core.precision import Precision, resolve_precision
+from gencls_core.precision import Precision
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names
@@ -178,7 +179,7 @@ def prepare_run(
     if budget is None:
         budget = local_budget(config.compute)
     device = device_of(budget, config.compute)
-    precision, note = resolve_precision(config.compute.precision, device, bf16=budget.bf16)
+    precision, note = precision_of(budget, config.compute, device)
     found = {
         name: _committed(
             run.model_path(name, system.name),

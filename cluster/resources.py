@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cluster.capacity import GB, Budget, Device, Node, cluster_budget, device_of, local_budget
+from cluster.capacity import (
+    GB,
+    Budget,
+    Device,
+    Node,
+    cluster_budget,
+    device_of,
+    local_budget,
+    precision_of,
+)
 from cluster.memory import (
     ModelSize,
     Workload,
@@ -48,6 +57,7 @@ __all__ = [
     "device_of",
     "local_budget",
     "make_plan",
+    "precision_of",
     "scoring_bytes",
     "training_bytes",
 ]

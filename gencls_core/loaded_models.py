@@ -7,7 +7,6 @@ from typing import Generic
 
 from torch import nn
 
-from gencls_core.allocator import keep_freed_memory
 from gencls_core.class_models import ClassModel
 from gencls_core.compilation import compile_layers
 from gencls_core.errors import ModelError
@@ -22,7 +21,6 @@ def ready_to_score(model: nn.Module, device: str, *, compiled: bool = False) -> 
     """Bring a loaded model to its device, laid out for speed; it can only be read from then on."""
     model.to(device)
     pack(model)
-    keep_freed_memory()
     if compiled:
         compile_layers(model)
 

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from gencls_core.errors import ModelError
 from gencls_core.fused_layers import fuse
 from gencls_core.model_source import ResolvedModel
+from gencls_core.process_memory import products_of_a_layer, settle_memory
 
 __all__ = ["load_tokenizer", "load_weights", "read_config", "tokenizer_state"]
 
@@ -93,6 +94,7 @@ def load_weights(
     Raises:
         ModelError: when the weights cannot be loaded, or are not in safetensors.
     """
+    settle_memory(products_of_a_layer(getattr(config, "max_position_embeddings", 1024)))
     try:
         with _quiet_transformers():
             model, report = kind.from_pretrained(

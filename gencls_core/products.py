@@ -1,7 +1,9 @@
 """Matrix products on a CPU by oneDNN, where torch by itself would take a slower way.
 
-float32   torch multiplies by MKL, which on AMD's processors gives less than half of what oneDNN
-          gives: 205 and 485 GFLOP/s on two EPYC cores with AVX-512.
+float32   torch multiplies by MKL, which on AMD's processors with AVX-512 gives less than half of
+          what oneDNN gives: 205 and 485 GFLOP/s on two EPYC cores. On two older ones, without
+          AVX-512, it is 65 and 71, and 65 and 49 where a weight lies transposed, as in
+          gradients: those stay with MKL.
 packed    a weight that no longer changes is laid out once as oneDNN reads it, not in each product:
           a tenth faster. An activation, or a product with what is there already, is applied to a
           result before it leaves the processor.
@@ -75,8 +77,14 @@ def _is_slow(weight: Tensor) -> bool:
         weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
+        and (weight.is_contiguous() or _has_avx512())
         and has_onednn(torch.float32)
     )
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class _Linear(torch.autograd.Function):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from cluster import capacity
 from cluster.placement import Demand, place, room
 from cluster.resources import (
     GB,
@@ -355,3 +356,16 @@ def test_every_plan_can_be_placed():
                 left -= 1
         assert left == 0
     assert checked > 100
+
+
+def test_bf16_on_a_cpu_without_it_is_said_to_be_slow(monkeypatch):
+    asked = ComputeConfig(device="cpu", precision="bf16")
+    monkeypatch.setattr(capacity, "cpu_multiplies_bf16", lambda: False)
+    precision, note = capacity.precision_of(WORKSTATION, asked, "cpu")
+    assert precision == "bf16"
+    assert "no products in bf16" in note and "--precision fp32" in note
+    # What a cluster's nodes have is not what this machine has.
+    away = asked.model_copy(update={"address": "auto"})
+    assert capacity.precision_of(WORKSTATION, away, "cpu") == ("bf16", None)
+    monkeypatch.setattr(capacity, "cpu_multiplies_bf16", lambda: True)
+    assert capacity.precision_of(WORKSTATION, asked, "cpu") == ("bf16", None)

@@ -1,0 +1,68 @@
+"""A process that scores batches of ever new shapes keeps its size."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.memory_bars import word_model
+from gencls_core.products import has_onednn
+
+GROWTH = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gencls_core.config import ModelConfig
+from gencls_core.loaded_models import ready_to_score
+from gencls_core.model_source import resolve_model
+from gencls_core.models import load_causal_lm
+from gencls_core.scoring import score_texts
+from gencls_core.tokenization import SequencePolicy, TokenizedText
+
+lm = load_causal_lm(resolve_model(ModelConfig(model=sys.argv[1])))
+ready_to_score(lm.model, "cpu")
+policy = SequencePolicy(bos_id=0, eos_id=0, score_eos=True, window=256)
+
+def megabytes():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
+
+def score(lengths):
+    for length in lengths:
+        texts = [TokenizedText.of(list(range(1, length)), policy) for _ in range(3)]
+        score_texts(lm, texts, window=256, tokens_per_batch=1024)
+
+score([254, *range(5, 30)])
+before = megabytes()
+score(range(30, 250))
+print(megabytes() - before)
+"""
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+def growth_in_mb(model, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in CACHES}
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(model)],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not has_onednn(torch.float32), reason="no oneDNN here, so no cache of it")
+def test_memory_does_not_grow_with_the_shapes_of_batches(tmp_path):
+    model = word_model(tmp_path / "model", 300, width=32, layers=1, heads=2)
+    unbounded = growth_in_mb(model, **dict.fromkeys(CACHES, "1024"))
+    bounded = growth_in_mb(model)
+    assert unbounded > 100  # or this would show nothing
+    assert bounded < 0.4 * unbounded
