@@ -2,6 +2,7 @@
 
 Both read the same run file, end in the same report and have all cores: on Ray as two trainings of
 one core at once, in one process as one training of two. Wall time of processes, imports included.
+Where the CPU has no products in bf16, with a quarter of the texts.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def measure(options: Options) -> Iterator[BarResult]:
         on_ray.append(_seconds(options, ["jobs", "run"]))
         alone.append(_seconds(options, ["benchmarks.one_process"]))
         beyond.append(on_ray[-1] - 1.05 * alone[-1])
-    texts = f"4 classes × {TRAIN_TEXTS_PER_CLASS} texts, {TEST_TEXTS} test texts"
+    train, test = _sizes(options)
+    texts = f"4 classes × {train} texts, {test} test texts"
     name = f"AG News, {texts}, {options.precisions[0]}"
     details = {
         "ray_seconds": statistics.median(on_ray),
@@ -61,12 +63,19 @@ def measure(options: Options) -> Iterator[BarResult]:
     yield BarResult("ray_vs_one_process_seconds", (Ratio.of_values(name, beyond, details),))
 
 
+def _sizes(options: Options) -> tuple[int, int]:
+    """Give the train texts of each class, and the test texts."""
+    part = 4 if options.quick or not options.has_bf16 else 1
+    return TRAIN_TEXTS_PER_CLASS // part, TEST_TEXTS // part
+
+
 def _seconds(options: Options, module: list[str]) -> float:
     """Give the wall time of one run in a new folder.
 
     Raises:
         PeerError: when it fails.
     """
+    train, test = _sizes(options)
     with tempfile.TemporaryDirectory(prefix="gencls-bench-") as folder:
         run_file = Path(folder, "run.toml")
         run_file.write_text(
@@ -75,8 +84,8 @@ def _seconds(options: Options, module: list[str]) -> float:
                 data=data_folder(options, "agnews"),
                 model=model_folder(options.model, options.model),
                 precision=options.precisions[0],
-                train=TRAIN_TEXTS_PER_CLASS // (4 if options.quick else 1),
-                test=TEST_TEXTS // (4 if options.quick else 1),
+                train=train,
+                test=test,
             ),
             encoding="utf-8",
         )
