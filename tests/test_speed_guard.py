@@ -83,8 +83,6 @@ WITH_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.mark.skipif(not WITH_AVX512, reason="measured with AVX-512")
-    "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="measured with AVX-512"
-)
 def test_training_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
     """Forward and backward of one batch, as one class model is trained."""
     from gencls_core.model_inputs import window_states
