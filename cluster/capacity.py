@@ -25,6 +25,7 @@ __all__ = [
     "Node",
     "cluster_budget",
     "device_of",
+    "joined_address",
     "local_budget",
     "precision_of",
 ]
@@ -118,6 +119,14 @@ def device_of(budget: Budget, compute: ComputeConfig) -> Device:
     return "cuda"
 
 
+def joined_address(compute: ComputeConfig) -> str | None:
+    """Give the address of the cluster to join; None for a private Ray.
+
+    `GENCLS_ADDRESS` is set in submitted jobs: the command that runs at home runs there unchanged.
+    """
+    return compute.address or os.environ.get("GENCLS_ADDRESS")
+
+
 def precision_of(
     budget: Budget, compute: ComputeConfig, device: Device
 ) -> tuple[Precision, str | None]:
@@ -125,7 +134,7 @@ def precision_of(
     bf16 = budget.bf16
     if device == "cpu":
         # Of a cluster's CPUs that is not known.
-        bf16 = cpu_multiplies_bf16() if compute.address is None else None
+        bf16 = cpu_multiplies_bf16() if joined_address(compute) is None else None
     return resolve_precision(compute.precision, device, bf16=bf16)
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.capacity import Budget, cluster_budget, local_budget
+from cluster.capacity import Budget, cluster_budget, joined_address, local_budget
 from cluster.dev_cluster import join_dev_cluster
 from cluster.errors import (
     AddressConflictError,
@@ -195,11 +195,3 @@ class Workplace:
             if not isinstance(base.path, Path) or not nodes_without(base.path, self.budget.nodes):
                 return base
         return base.stage(path)
-
-
-def joined_address(compute: ComputeConfig) -> str | None:
-    """Give the address of the cluster to join; None for a private Ray.
-
-    `GENCLS_ADDRESS` is set in submitted jobs: the command that runs at home runs there unchanged.
-    """
-    return compute.address or os.environ.get("GENCLS_ADDRESS")

@@ -94,7 +94,7 @@ def load_weights(
     Raises:
         ModelError: when the weights cannot be loaded, or are not in safetensors.
     """
-    settle_memory(products_of_a_layer(getattr(config, "max_position_embeddings", 1024)))
+    settle_memory(products_of_a_layer(getattr(config, "max_position_embeddings", None)))
     try:
         with _quiet_transformers():
             model, report = kind.from_pretrained(

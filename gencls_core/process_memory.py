@@ -20,10 +20,12 @@ import os
 
 from gencls_core.attention import QUERIES_PER_BLOCK
 
-__all__ = ["TRAINING_PRODUCTS", "products_of_a_layer", "settle_memory"]
+__all__ = ["MOST_PRODUCTS", "TRAINING_PRODUCTS", "products_of_a_layer", "settle_memory"]
 
 TRAINING_PRODUCTS = 128
 """Kept while training, whose backward pass has two more of each."""
+
+MOST_PRODUCTS = 128
 
 # malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -36,16 +38,24 @@ _WITHOUT_ONEDNN_ASKED = 8
 """Of torch's layer: to find one in oneDNN's cache takes 0.02 ms, to compile it 0.2 to 0.7."""
 
 
-def products_of_a_layer(context: int) -> int:
-    """Give how many shapes of products a layer has when it reads `context` tokens at once."""
-    return _LINEAR_PRODUCTS + 2 * math.ceil(context / max(QUERIES_PER_BLOCK.values()))
+def products_of_a_layer(context: int | None) -> int:
+    """Give how many shapes of products a layer has when it reads `context` tokens at once.
+
+    At most MOST_PRODUCTS, so that a model of very long texts has a bound as well; so many, too,
+    where the context is not known.
+    """
+    if not context:
+        return MOST_PRODUCTS
+    blocks = math.ceil(context / max(QUERIES_PER_BLOCK.values()))
+    return min(MOST_PRODUCTS, _LINEAR_PRODUCTS + 2 * blocks)
 
 
 @functools.cache
 def settle_memory(products: int) -> None:
-    """Set both for the rest of this process: before its first product, and the first call counts.
+    """Keep freed memory and bound the caches; before the first product, and the first call counts.
 
-    What the environment says of the caches is heeded. Nothing is done to the heap where the C
+    It holds for this process and those that it starts. What the environment says of the caches is
+    heeded. Nothing is done to the heap where the C
     library is not glibc.
 
     Args:

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from benchmarks.memory_bars import word_model
+from gencls_core.process_memory import products_of_a_layer
 from gencls_core.products import has_onednn
 
 GROWTH = """
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from gencls_core.config import ModelConfig
 from gencls_core.loaded_models import ready_to_score
@@ -66,3 +65,8 @@ def test_memory_does_not_grow_with_the_shapes_of_batches(tmp_path):
     bounded = growth_in_mb(model)
     assert unbounded > 100  # or this would show nothing
     assert bounded < 0.4 * unbounded
+
+
+@pytest.mark.parametrize(("context", "products"), [(1024, 28), (2**17, 128), (None, 128)])
+def test_every_context_has_a_bound(context, products):
+    assert products_of_a_layer(context) == products

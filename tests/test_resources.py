@@ -368,5 +368,8 @@ def test_bf16_on_a_cpu_without_it_is_said_to_be_slow(monkeypatch):
     # What a cluster's nodes have is not what this machine has.
     away = asked.model_copy(update={"address": "auto"})
     assert capacity.precision_of(WORKSTATION, away, "cpu") == ("bf16", None)
+    with monkeypatch.context() as in_a_job:
+        in_a_job.setenv("GENCLS_ADDRESS", "auto")
+        assert capacity.precision_of(WORKSTATION, asked, "cpu") == ("bf16", None)
     monkeypatch.setattr(capacity, "cpu_multiplies_bf16", lambda: True)
     assert capacity.precision_of(WORKSTATION, asked, "cpu") == ("bf16", None)
