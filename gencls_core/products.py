@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FastConv1D", "FastLinear", "PackedLinear", "has_onednn", "linear"]
+__all__ = ["FastConv1D", "FastLinear", "PackedLinear", "has_avx512", "has_onednn", "linear"]
 
 EXPECTED_ROWS = 1024
 """For the layout of packed weights; other numbers work."""
@@ -77,13 +77,14 @@ def _is_slow(weight: Tensor) -> bool:
         weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and (weight.is_contiguous() or _has_avx512())
+        and (weight.is_contiguous() or has_avx512())
         and has_onednn(torch.float32)
     )
 
 
 @functools.cache
-def _has_avx512() -> bool:
+def has_avx512() -> bool:
+    """Say whether torch uses AVX-512 here."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 

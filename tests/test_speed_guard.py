@@ -23,8 +23,11 @@ from transformers import AutoModelForCausalLM
 from benchmarks.memory_bars import word_model
 from benchmarks.models import class_model_set, examples_of, tokenizer_digest_of
 from gencls_core.config import ScoringConfig, SequenceConfig
+from gencls_core.products import has_avx512
 
 AT_LEAST = 1.2
+TRAINING_AT_LEAST = AT_LEAST if has_avx512() else 1.0
+"""Without AVX-512 it was 1.15 to 1.19."""
 ROUNDS = 5
 BATCH = 16
 
@@ -79,10 +82,6 @@ def test_scoring_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
     stays_ahead(ours, all_logits)
 
 
-WITH_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-@pytest.mark.skipif(not WITH_AVX512, reason="measured with AVX-512")
 def test_training_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
     """Forward and backward of one batch, as one class model is trained."""
     from gencls_core.model_inputs import window_states
@@ -117,13 +116,15 @@ def test_training_stays_ahead_of_all_logits_at_once(folder: Path) -> None:
         return float(loss.detach())
 
     assert_allclose(ours(), all_logits(), rtol=1e-4)
-    stays_ahead(ours, all_logits)
+    stays_ahead(ours, all_logits, TRAINING_AT_LEAST)
 
 
-def stays_ahead(ours: Callable[[], object], all_logits: Callable[[], object]) -> None:
+def stays_ahead(
+    ours: Callable[[], object], all_logits: Callable[[], object], at_least: float = AT_LEAST
+) -> None:
     ratios = []
     for _ in range(ROUNDS):
         mine = seconds(ours)
         ratios.append(seconds(all_logits) / mine)
     print("all logits at once / ours:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
-    assert statistics.median(ratios) >= AT_LEAST, ratios
+    assert statistics.median(ratios) >= at_least, ratios
