@@ -16,7 +16,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import training_bars
 from benchmarks.bars import GROUPS, NEED_BF16, BarResult, Options, bar_of, measurer
 from benchmarks.pairs import PeerError, answer
 from benchmarks.table import (
@@ -29,6 +28,7 @@ from benchmarks.table import (
     write_table,
 )
 from benchmarks.texts import DATA_VARIABLE, MissingDataError
+from benchmarks.training_bars import sizes_of
 from gencls_core.precision import cpu_multiplies_bf16
 
 
@@ -55,12 +55,12 @@ def main() -> int:
         parser.error("--quick measures too little to be published: give --results FILE")
     if asked.case and asked.groups != ["training"]:
         parser.error("--case chooses among the cases of the group training alone")
-    if not any(asked.case in size.name for size in training_bars.SIZES):
-        parser.error(f"no case of training has {asked.case!r} in its name")
     precisions = ("bf16", "fp32") if cpu_multiplies_bf16() else ("fp32",)
     options = Options(
         asked.pairs, asked.quick, asked.model, asked.data, asked.threads, precisions, asked.case
     )
+    if not sizes_of(options):
+        parser.error(f"no case of training has {asked.case!r} in its name")
     command = shlex.join(["python", "-m", "benchmarks", *_without_places(sys.argv[1:])])
     load = os.getloadavg()[0]
     if load > 0.5:

@@ -141,9 +141,10 @@ def _case(options: Options, name: str, model: Path, texts_file: str) -> Case:
 
 
 def _in_bf16(case: Case, options: Options) -> list[Case]:
-    """Give the same case in bf16, where this machine multiplies it."""
-    in_bf16 = replace(case, name=case.name.replace("fp32", "bf16"), precision="bf16")
-    return [in_bf16] * options.has_bf16
+    """Give the same case in bf16; none where this machine does not multiply it."""
+    if not options.has_bf16:
+        return []
+    return [replace(case, name=case.name.replace("fp32", "bf16"), precision="bf16")]
 
 
 def _megabytes(case: Case, rounds: int, details: dict[str, float] | None = None) -> Ratio:

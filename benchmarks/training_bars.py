@@ -22,7 +22,15 @@ from benchmarks.models import model_folder
 from benchmarks.pairs import Pair, PeerError, Ratio, run_peer, run_rounds
 from benchmarks.texts import train_texts
 
-__all__ = ["FIGURES", "LOSS_TOLERANCE", "LossError", "check_loss", "loss_difference", "measure"]
+__all__ = [
+    "FIGURES",
+    "LOSS_TOLERANCE",
+    "LossError",
+    "check_loss",
+    "loss_difference",
+    "measure",
+    "sizes_of",
+]
 
 LOSS_TOLERANCE = 5.0
 """Per cent between our held-out loss and that of Trainer in fp32."""
@@ -80,13 +88,18 @@ SIZES = (
 QUICK = (Size("agnews", 8, padded=True, steps=4, held_out=4),)
 
 
+def sizes_of(options: Options) -> list[Size]:
+    """Give the cases that are asked for."""
+    return [size for size in (QUICK if options.quick else SIZES) if options.case in size.name]
+
+
 def measure(options: Options) -> Iterator[BarResult]:
     """Measure case by case; a bar is given again as soon as it has one more.
 
     Raises:
         LossError: when ours and Trainer train to different losses.
     """
-    sizes = [s for s in (QUICK if options.quick else SIZES) if options.case in s.name]
+    sizes = sizes_of(options)
     measured: dict[str, list[Ratio]] = {}
     for size in sizes:
         found = _rounds(options, size)

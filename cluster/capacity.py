@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from cluster.job_context import ADDRESS
 from gencls_core.config import ComputeConfig
 from gencls_core.errors import ResourceError
 from gencls_core.precision import Precision, cpu_multiplies_bf16, resolve_precision
@@ -24,6 +25,7 @@ __all__ = [
     "Device",
     "Node",
     "cluster_budget",
+    "cpus_multiply_bf16",
     "device_of",
     "joined_address",
     "local_budget",
@@ -124,17 +126,19 @@ def joined_address(compute: ComputeConfig) -> str | None:
 
     `GENCLS_ADDRESS` is set in submitted jobs: the command that runs at home runs there unchanged.
     """
-    return compute.address or os.environ.get("GENCLS_ADDRESS")
+    return compute.address or os.environ.get(ADDRESS)
+
+
+def cpus_multiply_bf16(compute: ComputeConfig) -> bool | None:
+    """Say whether the CPUs that models run on have products in bf16; None for a cluster's."""
+    return cpu_multiplies_bf16() if joined_address(compute) is None else None
 
 
 def precision_of(
     budget: Budget, compute: ComputeConfig, device: Device
 ) -> tuple[Precision, str | None]:
     """Give the precision in which models run, and a note where that needs one."""
-    bf16 = budget.bf16
-    if device == "cpu":
-        # Of a cluster's CPUs that is not known.
-        bf16 = cpu_multiplies_bf16() if joined_address(compute) is None else None
+    bf16 = cpus_multiply_bf16(compute) if device == "cpu" else budget.bf16
     return resolve_precision(compute.precision, device, bf16=bf16)
 
 

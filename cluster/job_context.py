@@ -24,6 +24,7 @@ from gencls_core.errors import UsageError
 from gencls_core.storage import file_sha256
 
 __all__ = [
+    "ADDRESS",
     "JOB_FILE",
     "SECRETS_FILE",
     "JobContext",

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import math
 import os
 
 from gencls_core.attention import QUERIES_PER_BLOCK
 
-__all__ = ["MOST_PRODUCTS", "TRAINING_PRODUCTS", "products_of_a_layer", "settle_memory"]
-
-TRAINING_PRODUCTS = 128
-"""Kept while training, whose backward pass has two more of each."""
+__all__ = ["MOST_PRODUCTS", "products_of_a_layer", "settle_memory"]
 
 MOST_PRODUCTS = 128
+"""What training keeps, whose backward pass has two more of each; scoring keeps no more."""
 
 # malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -34,7 +31,7 @@ _NEVER = -1
 
 _LINEAR_PRODUCTS = 12
 """At most, of a layer and a head."""
-_WITHOUT_ONEDNN_ASKED = 8
+_PRODUCTS_ABOVE_ONEDNN = 8
 """Of torch's layer: to find one in oneDNN's cache takes 0.02 ms, to compile it 0.2 to 0.7."""
 
 
@@ -50,19 +47,17 @@ def products_of_a_layer(context: int | None) -> int:
     return min(MOST_PRODUCTS, _LINEAR_PRODUCTS + 2 * blocks)
 
 
-@functools.cache
 def settle_memory(products: int) -> None:
     """Keep freed memory and bound the caches; before the first product, and the first call counts.
 
     It holds for this process and those that it starts. What the environment says of the caches is
-    heeded. Nothing is done to the heap where the C
-    library is not glibc.
+    heeded. Nothing is done to the heap where the C library is not glibc.
 
     Args:
         products: how many oneDNN keeps compiled.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(products))
-    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_WITHOUT_ONEDNN_ASKED))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_PRODUCTS_ABOVE_ONEDNN))
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 1)

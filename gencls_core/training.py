@@ -27,7 +27,7 @@ from gencls_core.class_models import (
 from gencls_core.events import TrainingProgress
 from gencls_core.measure import peak_memory_bytes, reset_peak_memory
 from gencls_core.objectives import Objective, load_objective
-from gencls_core.process_memory import TRAINING_PRODUCTS, settle_memory
+from gencls_core.process_memory import MOST_PRODUCTS, settle_memory
 from gencls_core.startup import collector_paused
 from gencls_core.storage import publish_directory, write_errors, write_json
 from gencls_core.training_loop import ObjectiveTrainer, count_steps, trainer_arguments
@@ -50,7 +50,7 @@ def train_class(
         TrainingError: when the loss is no longer a finite number, or there is nothing to train on.
     """
     torch.set_num_threads(task.threads)
-    settle_memory(TRAINING_PRODUCTS)
+    settle_memory(MOST_PRODUCTS)
     reset_peak_memory()
     if task.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -84,13 +84,11 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
 
 def _faster(preparation: Preparation) -> str:
     """Say where a flag would make the run nearly twice as fast."""
-    from cluster.capacity import joined_address
-    from gencls_core.precision import cpu_multiplies_bf16
+    from cluster.capacity import cpus_multiply_bf16
 
     if preparation.precision != "fp32" or preparation.plan.device != "cpu":
         return ""
-    # Only of this machine is its CPU known.
-    if joined_address(preparation.config.compute) is not None or not cpu_multiplies_bf16():
+    if not cpus_multiply_bf16(preparation.config.compute):
         return ""
     return " (--precision bf16 is nearly twice as fast on this CPU: docs/performance.md)"
 

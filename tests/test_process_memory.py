@@ -15,10 +15,10 @@ from gencls_core.products import has_onednn
 
 GROWTH = """
 import sys
-from pathlib import Path
 
 from gencls_core.config import ModelConfig
 from gencls_core.loaded_models import ready_to_score
+from gencls_core.measure import peak_memory_bytes
 from gencls_core.model_source import resolve_model
 from gencls_core.models import load_causal_lm
 from gencls_core.scoring import score_texts
@@ -28,19 +28,15 @@ lm = load_causal_lm(resolve_model(ModelConfig(model=sys.argv[1])))
 ready_to_score(lm.model, "cpu")
 policy = SequencePolicy(bos_id=0, eos_id=0, score_eos=True, window=256)
 
-def megabytes():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
-
 def score(lengths):
     for length in lengths:
         texts = [TokenizedText.of(list(range(1, length)), policy) for _ in range(3)]
         score_texts(lm, texts, window=256, tokens_per_batch=1024)
 
 score([254, *range(5, 30)])
-before = megabytes()
+before = peak_memory_bytes()
 score(range(30, 250))
-print(megabytes() - before)
+print((peak_memory_bytes() - before) / 1e6)
 """
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
