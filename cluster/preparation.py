@@ -27,6 +27,7 @@ from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision
+from gencls_core.prompts import prefixes_for
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names
@@ -113,6 +114,10 @@ class Preparation:
                 system=self.system.name,
                 objective=objective,
                 classes=self.dataset.classes,
+                prefixes=prefixes_for(
+                    self.config.recipe, self.config.systems, self.dataset.classes
+                ),
+                recipe=self.config.recipe,
             )
             for number, name in self.wanted_models()
             if self.committed(name) is None
@@ -294,6 +299,8 @@ def _digest(
         training=config.training,
         precision=precision,
         objective=system.objective or "causal",
+        prefixes=prefixes_for(config.recipe, config.systems, dataset.classes),
+        recipe=config.recipe,
     )
 
 

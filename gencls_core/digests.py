@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from gencls_core.class_models import CLASS_MODEL_FORMAT
-from gencls_core.config import ModelConfig, SequenceConfig, TrainingConfig
+from gencls_core.config import ModelConfig, RecipeConfig, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.masked_draws import MASK_FORMAT
 from gencls_core.scores import SCORE_FORMAT
@@ -45,6 +45,8 @@ def training_digest(
     training: TrainingConfig,
     precision: str,
     objective: ObjectiveName = "causal",
+    prefixes: Sequence[str] = (),
+    recipe: RecipeConfig | None = None,
 ) -> str:
     """Name one trained model.
 
@@ -75,6 +77,10 @@ def training_digest(
         parts |= {"objective": objective, "classes": [] if class_name else dataset.classes}
     if objective == "masked":
         parts["masks"] = MASK_FORMAT
+    if objective in ("conditional", "joint"):
+        parts["prefixes"] = list(prefixes)
+    if objective == "joint" and recipe is not None:
+        parts["recipe"] = recipe.model_dump(mode="json", exclude={"prefix"})
     return digest_of(parts)
 
 

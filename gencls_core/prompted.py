@@ -9,7 +9,8 @@ Shapes: P prompts of a class, N texts, T scored tokens of one text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,40 @@ from gencls_core.prompts import mixture, refuse_unusable_tokens
 from gencls_core.scoring import TextScores, score_table, score_texts
 from gencls_core.tokenization import SequencePolicy, TokenizedText
 
-__all__ = ["PromptedModel"]
+__all__ = ["PromptTokens", "PromptedModel"]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """The prompts of each class, tokenised."""
+
+    of_class: dict[str, list[list[int]]]
+    """Class → the token ids of its prompts."""
+
+    @classmethod
+    def of(cls, lm: CausalLM, prompts: Mapping[str, Sequence[str]]) -> Self:
+        """Tokenise the prompts of each class.
+
+        Raises:
+            ModelError: when the tokenizer makes nothing of a prompt, or the same of the prompts of
+                two classes.
+        """
+        of_class = {name: lm.encode(list(of_class)) for name, of_class in prompts.items()}
+        refuse_unusable_tokens(of_class, str(lm.tokenizer.name_or_path))
+        return cls(of_class)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt of any class."""
+        return max(len(ids) for of_class in self.of_class.values() for ids in of_class)
+
+    def window(self, policy: SequencePolicy, prompt: Sequence[int]) -> int:
+        """Give the tokens to read at once after a prompt.
+
+        So a text has the same windows after every prompt of every class: the longest leaves the
+        least room.
+        """
+        return policy.window - (self.longest - len(prompt))
 
 
 class PromptedModel:
@@ -39,9 +73,7 @@ class PromptedModel:
                 two classes.
         """
         self._lm = lm
-        self._prompts = {name: lm.encode(list(of_class)) for name, of_class in prompts.items()}
-        refuse_unusable_tokens(self._prompts, str(lm.tokenizer.name_or_path))
-        self._longest = max(len(ids) for of_class in self._prompts.values() for ids in of_class)
+        self._prompts = PromptTokens.of(lm, prompts)
 
     def encode(self, examples: pa.Table) -> list[list[int]]:
         """Tokenise the examples' texts once for all classes and prompts."""
@@ -74,14 +106,11 @@ class PromptedModel:
             sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
         )
         ids = encoded if encoded is not None else self.encode(examples)
+        prompts_P = self._prompts.of_class[class_name]
         texts_PN = [
-            [TokenizedText.of(tokens, policy, prompt) for tokens in ids]
-            for prompt in self._prompts[class_name]
+            [TokenizedText.of(tokens, policy, prompt) for tokens in ids] for prompt in prompts_P
         ]
-        # The same windows after every prompt of every class: the longest leaves the least room.
-        windows_P = [
-            policy.window - (self._longest - len(prompt)) for prompt in self._prompts[class_name]
-        ]
+        windows_P = [self._prompts.window(policy, prompt) for prompt in prompts_P]
         scores_PN: list[list[NDArray[np.float32]]] = []
         done = 0
 

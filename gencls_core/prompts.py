@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from gencls_core.config import SystemsConfig
+from gencls_core.config import RecipeConfig, SystemsConfig
 from gencls_core.datasets.reading import closest
 from gencls_core.errors import ModelError, UsageError
 from gencls_core.score_matrix import FloatArray
@@ -25,6 +25,7 @@ from gencls_core.score_matrix import FloatArray
 __all__ = [
     "check_prompts",
     "mixture",
+    "prefixes_for",
     "prompt_parts",
     "prompts_for",
     "refuse_unusable_tokens",
@@ -35,6 +36,15 @@ def prompts_for(systems: SystemsConfig, class_name: str) -> tuple[str, ...]:
     """Give the prompts of a class: every `{class}` is replaced by its words."""
     words = systems.class_words.get(class_name, class_name)
     return tuple(prompt.replace("{class}", words) for prompt in systems.prompts)
+
+
+def prefixes_for(
+    recipe: RecipeConfig, systems: SystemsConfig, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Give what the one model of all classes reads before a text, class by class."""
+    return tuple(
+        recipe.prefix.replace("{class}", systems.class_words.get(name, name)) for name in classes
+    )
 
 
 def prompt_parts(

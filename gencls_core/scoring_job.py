@@ -22,7 +22,7 @@ from gencls_core.precision import Precision
 from gencls_core.scores import Quantity
 from gencls_core.training_task import ObjectiveName
 
-__all__ = ["BaseKind", "ModelSystem", "Models", "ScoringJob", "model_names"]
+__all__ = ["BaseKind", "ModelSystem", "Models", "ScoringJob", "model_names", "names_classes"]
 
 BaseKind = Literal["causal", "masked"]
 
@@ -83,6 +83,11 @@ class ModelSystem(Protocol):
 
     def load(self, job: ScoringJob, classes: frozenset[str]) -> Models:
         """Load the models of some classes onto the job's device."""
+
+
+def names_classes(system: ModelSystem) -> bool:
+    """Say whether a system's models read the name of a class before a text."""
+    return system.objective in (None, "conditional", "joint")
 
 
 def model_names(system: ModelSystem, classes: Sequence[str]) -> tuple[str, ...]:

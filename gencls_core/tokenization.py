@@ -18,8 +18,9 @@ Training and scoring both use this module, so a class model is trained on what i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,10 +89,14 @@ class TokenizedText:
         kept = list(token_ids[: policy.max_length] if truncated else token_ids)
         if policy.score_eos and not truncated:
             kept.append(policy.eos_id)
-        context = np.array([policy.bos_id, *prompt], dtype=np.int32)
         targets = np.array(kept, dtype=np.int32)
-        inputs = np.concatenate([context[-1:], targets])[:-1]
-        return cls(inputs, targets, truncated, before=context[:-1])
+        return cls(targets[:0], targets, truncated).after(policy.bos_id, prompt)
+
+    def after(self, bos_id: int, prompt: Sequence[int]) -> Self:
+        """Give the same tokens to score after BOS and another prompt."""
+        context = np.array([bos_id, *prompt], dtype=np.int32)
+        inputs = np.concatenate([context[-1:], self.targets])[:-1]
+        return replace(self, inputs=inputs, before=context[:-1])
 
     def read_by(self, window: Window) -> NDArray[np.int32]:
         """Give the input tokens of a window; its last `stop - start` precede its targets."""

@@ -5,7 +5,7 @@ the commit. A batch goes through the model in passes of at most `tokens_per_pass
 sorted by length, whose gradients add up to exactly the batch's: memory is bounded by the pass, and
 little is spent on padding.
 
-The loss is the negative log-likelihood in nats per unit: a scored token, for a classifier a text.
+The loss is in nats per unit: a scored token, for what compares classes a text.
 """
 
 from __future__ import annotations
@@ -103,9 +103,11 @@ def _train(
         best_epoch=trainer.best_epoch,
         train_loss=trainer.history[-1].train_loss,
         validation_nll=nll,
-        # A perplexity is per token, and a classifier's loss per text.
+        # A perplexity is per token, and the loss of what compares classes per text.
         validation_perplexity=(
-            None if nll is None or task.objective == "classification" else float(np.exp(nll))
+            None
+            if nll is None or task.objective in ("classification", "joint")
+            else float(np.exp(nll))
         ),
         seconds=round(time.perf_counter() - started, 3),
         tokens_per_second=round(trainer.tokens_per_second, 1),

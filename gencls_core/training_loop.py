@@ -199,7 +199,11 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         numbers = inputs["numbers"].tolist()
         units = num_items_in_batch or self._objective.units(numbers)
         total = torch.zeros((), device=self.args.device)
-        for part in self._objective.passes(numbers, self._tokens_per_pass, self._batches.epoch):
+        with self._autocast():  # an objective may ask the model which texts count
+            parts = list(
+                self._objective.passes(numbers, self._tokens_per_pass, self._batches.epoch)
+            )
+        for part in parts:
             with self._autocast():
                 loss = self._objective.loss(part) / units
             self.accelerator.backward(loss)

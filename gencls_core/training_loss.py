@@ -1,8 +1,8 @@
-"""The loss of training: −Σ log P(target), and its gradients made beside the logits.
+"""The loss of training: −Σ w log P(target), and its gradients made beside the logits.
 
-The gradient of a logit is softmax − one-hot, known as soon as the logit is. So logits are formed
-once, for as many positions as KEPT_LOGITS_BYTES hold, and neither kept nor formed again for the
-backward pass. The formula is that of `gencls_core.likelihood`.
+The gradient of a logit is w (softmax − one-hot), known as soon as the logit is. So logits are
+formed once, for as many positions as KEPT_LOGITS_BYTES hold, and neither kept nor formed again for
+the backward pass. The formula is that of `gencls_core.likelihood`.
 
 Shapes: N scored positions, D hidden size, V vocabulary; R rows and C columns of a part, K blocks of
 columns.
@@ -41,20 +41,35 @@ float16."""
 
 
 def negative_log_likelihood(
-    hidden_ND: Tensor, head: Head, targets_N: Tensor, vocabulary: int
+    hidden_ND: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    vocabulary: int,
+    weights_N: Tensor | None = None,
 ) -> Tensor:
-    """Give −Σ log P(target) in nats, float32, with gradients for hidden states and head.
+    """Give −Σ w log P(target) in nats, float32, with gradients for hidden states and head.
 
     Of a matrix the gradients are made beside the logits, which are formed once and kept for
     KEPT_LOGITS_BYTES of rows at a time; on a GPU by liger-kernel where it is installed. Any other
     head has its logits formed again in the backward pass.
+
+    Args:
+        hidden_ND: hidden states.
+        head: hidden states → logits.
+        targets_N: the token at each position.
+        vocabulary: V.
+        weights_N: w, float32, which may be negative and gets no gradient; None: 1 throughout.
     """
     if not isinstance(head, LinearHead):
-        return -token_log_probs(hidden_ND, head, targets_N, vocabulary).sum()
-    if hidden_ND.device.type == "cuda" and (fused_loss := _liger_loss()) is not None:
-        return _by_liger(fused_loss, hidden_ND, head, targets_N)
+        log_probs_N = token_log_probs(hidden_ND, head, targets_N, vocabulary)
+        return -(log_probs_N if weights_N is None else log_probs_N * weights_N).sum()
+    # liger-kernel's weights are those of vocabulary entries.
+    if hidden_ND.device.type == "cuda" and weights_N is None:
+        fused_loss = _liger_loss()
+        if fused_loss is not None:
+            return _by_liger(fused_loss, hidden_ND, head, targets_N)
     result: Tensor = _NegativeLogLikelihood.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head.weight_VD, head.bias_V, targets_N
+        hidden_ND, head.weight_VD, head.bias_V, targets_N, weights_N
     )
     return result
 
@@ -88,11 +103,16 @@ def _in_autocast(
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):
-    """∂(−log P)/∂logits = softmax − one-hot; the other gradients are its products."""
+    """∂(−w log P)/∂logits = w (softmax − one-hot); the other gradients are its products."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        weights_N: Tensor | None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         hidden_ND, weight_VD, bias_V = _in_autocast(hidden_ND, weight_VD, bias_V)
@@ -109,7 +129,8 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         )
         total = hidden_ND.new_zeros((), dtype=torch.float64)
         for rows in chunks:
-            total += _sum_of_chunk(hidden_ND, head, targets_N[rows], rows, gradients)
+            weights_R = None if weights_N is None else weights_N[rows]
+            total += _sum_of_chunk(hidden_ND, head, targets_N[rows], weights_R, rows, gradients)
         ctx.gradients = (gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
         ctx.scale = _SCALES.get(hidden_ND.dtype, 1.0)
         return total.float()
@@ -122,7 +143,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("this loss has been differentiated already")
         factor = upstream / ctx.scale
-        return *(None if g is None else g.mul_(factor) for g in gradients), None
+        return *(None if g is None else g.mul_(factor) for g in gradients), None, None
 
 
 def _dtype_of_sum(weight_VD: Tensor, chunks: int) -> torch.dtype:
@@ -167,9 +188,14 @@ def _chunks_of_kept_logits(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
 
 
 def _sum_of_chunk(
-    hidden_ND: Tensor, head: LinearHead, targets_R: Tensor, rows: slice, gradients: _Gradients
+    hidden_ND: Tensor,
+    head: LinearHead,
+    targets_R: Tensor,
+    weights_R: Tensor | None,
+    rows: slice,
+    gradients: _Gradients,
 ) -> Tensor:
-    """Give −Σ log P(target) of some rows, float64, and add their gradients."""
+    """Give −Σ w log P(target) of some rows, float64, and add their gradients."""
     hidden_RD = hidden_ND[rows]
     vocabulary = len(head.weight_VD)
     parts = list(
@@ -194,6 +220,10 @@ def _sum_of_chunk(
     for part in parts:
         of_logits_RC = (logits_RV[:, part].float() - peak_R[:, None]).sub_(rest_R[:, None]).exp_()
         of_logits_RC[targets_in(targets_R, part)] -= 1
+        if weights_R is not None:
+            of_logits_RC *= weights_R[:, None]
         gradients.add(head, rows, part, hidden_RD, of_logits_RC)
     nll_R: Tensor = peak_R - target_logits_R + rest_R
+    if weights_R is not None:
+        nll_R = nll_R * weights_R
     return nll_R.sum(dtype=torch.float64)

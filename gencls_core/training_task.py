@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from gencls_core.config import SequenceConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Fence
@@ -14,7 +14,7 @@ from gencls_core.remote_path import Location
 
 __all__ = ["ObjectiveName", "TrainingTask"]
 
-ObjectiveName = Literal["causal", "masked", "classification"]
+ObjectiveName = Literal["causal", "conditional", "joint", "masked", "classification"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,13 @@ class TrainingTask:
     system: str = "class-lm"
     objective: ObjectiveName = "causal"
     classes: tuple[str, ...] = ()
-    """Of a classifier, in the order of its outputs."""
+    """All classes, in order."""
     labels: tuple[int, ...] = ()
-    """Of a classifier: the class number of each train text."""
+    """Of a model of all classes: the class number of each train text."""
     validation_labels: tuple[int, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    """What a conditional model reads before a text of each class."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     checkpoint_seconds: float = 600.0
     """A checkpoint is saved after each epoch, and when the last one is older than this."""
     compiled: bool = False

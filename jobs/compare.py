@@ -83,6 +83,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     "data",
     "model",
     "systems",
+    "recipe",
     "training",
     "sequence",
     "scoring",

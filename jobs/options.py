@@ -67,6 +67,8 @@ def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]
     text = field.description or ""
     repeated = _REPEATED.get(name)
     kind, is_flag = (repeated.type, False) if repeated else _click_type(field.annotation)
+    if name in _PROMPTS:
+        kind = _Prompt()
     settings: dict[str, Any]
     if is_flag:
         names, settings = [f"{flag}/--no-{flag[2:]}", name], {}
@@ -174,6 +176,9 @@ _REPEATED = {
     ),
 }
 
+_PROMPTS = ("prefix",)
+"""Fields that are a prompt."""
+
 _NOTHING: tuple[Any, ...] = (None, (), {})
 """What an option is when it was not given."""
 
@@ -182,7 +187,7 @@ def _shown(default: Any) -> str:
     """Give a default as the help shows it."""
     if isinstance(default, tuple):
         return ", ".join(json.dumps(part, ensure_ascii=False) for part in default)
-    return str(default)
+    return str(default).replace("\n", r"\n")
 
 
 def given_values(flags: dict[str, Any]) -> dict[str, Any]:

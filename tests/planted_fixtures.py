@@ -239,6 +239,7 @@ class Bench:
                 system=system.name,
                 objective=system.objective,
                 classes=CLASSES,
+                prefixes=tuple(f"{name}: " for name in CLASSES),
             )
             for number, name in enumerate(names)
         ]

@@ -23,7 +23,7 @@ from gencls_core.scores import SCORE_SCHEMA, read_scores
 
 pytestmark = pytest.mark.ray
 
-TRAINED = ("class-lm", "discriminative", "masked-lm")
+TRAINED = ("class-lm", "conditional-lm", "joint-lm", "discriminative", "masked-lm")
 UNTRAINED = ("zero-shot", "masked-lm-untrained")
 LIGHT = ("tfidf", "majority")
 SYSTEMS = (*TRAINED, *UNTRAINED, *LIGHT)

@@ -252,3 +252,31 @@ def test_logits_are_never_formed_whole(monkeypatch):
 
     token_log_probs(torch.randn(512, 8), head, torch.randint(100, (512,)), 100)
     assert largest <= 1000
+
+
+@pytest.mark.parametrize("kept_rows", [9, 1000])
+def test_weighted_losses_match_naive_float64(kept_rows, monkeypatch):
+    """Weights may be negative, as those of texts that are to become less likely."""
+    monkeypatch.setattr(training_loss, "BLOCK_COLUMNS", 7)
+    monkeypatch.setattr(training_loss, "KEPT_LOGITS_BYTES", kept_rows * 31 * 4)
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((23, 16), (31, 16), (31,))
+    values = [torch.randn(*shape, generator=generator) for shape in shapes]
+    targets = torch.randint(31, (23,), generator=generator)
+    weights = torch.randn(23, generator=generator)
+    naive = [v.double().requires_grad_() for v in values]
+    losses = torch.nn.functional.cross_entropy(
+        naive[0] @ naive[1].T + naive[2], targets, reduction="none"
+    )
+    (reference := (losses * weights.double()).sum()).backward()
+    linear = [v.clone().requires_grad_() for v in values]
+    whole = [v.clone().requires_grad_() for v in values]
+    for mine, head in (
+        (linear, LinearHead(linear[1], linear[2])),
+        (whole, lambda hidden: hidden @ whole[1].T + whole[2]),
+    ):
+        loss = negative_log_likelihood(mine[0], head, targets, 31, weights)
+        loss.backward()
+        torch.testing.assert_close(loss.double(), reference, rtol=1e-5, atol=1e-4)
+        for ours, theirs in zip(mine, naive, strict=True):
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)

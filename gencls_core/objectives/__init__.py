@@ -1,6 +1,8 @@
-"""What a model learns: three objectives behind one Protocol, so that one loop trains them all.
+"""What a model learns: objectives behind one Protocol, so that one loop trains them all.
 
     causal            log P(text) of one class's texts             causal.py
+    conditional       log P(text | class) of all classes' texts    conditional.py
+    joint             the same, and log P(class | text) by it      joint.py
     masked            the any-order bound on log P(text)          masked.py
     classification    log P(class | text) of all classes' texts  classification.py
 
@@ -75,6 +77,18 @@ def _causal(task: TrainingTask) -> Objective[Any]:
     return CausalObjective.of(task)
 
 
+def _conditional(task: TrainingTask) -> Objective[Any]:
+    from gencls_core.objectives.conditional import ConditionalObjective
+
+    return ConditionalObjective.of(task)
+
+
+def _joint(task: TrainingTask) -> Objective[Any]:
+    from gencls_core.objectives.joint import JointObjective
+
+    return JointObjective.of(task)
+
+
 def _masked(task: TrainingTask) -> Objective[Any]:
     from gencls_core.objectives.masked import MaskedObjective
 
@@ -89,6 +103,8 @@ def _classification(task: TrainingTask) -> Objective[Any]:
 
 _LOADERS: dict[str, Callable[[TrainingTask], Objective[Any]]] = {
     "causal": _causal,
+    "conditional": _conditional,
+    "joint": _joint,
     "masked": _masked,
     "classification": _classification,
 }

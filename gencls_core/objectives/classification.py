@@ -14,8 +14,7 @@ from torch import Tensor
 
 from gencls_core.classifier_loading import add_adapter, load_classifier
 from gencls_core.classifiers import Classifier, ReadText, text_batches
-from gencls_core.errors import TrainingError
-from gencls_core.objectives.texts import OfTexts
+from gencls_core.objectives.texts import OfTexts, refuse_absent_classes
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["ClassificationObjective"]
@@ -39,7 +38,7 @@ class ClassificationObjective(OfTexts[Classifier, ReadText]):
     @classmethod
     def of(cls, task: TrainingTask) -> ClassificationObjective:
         """Load the base, draw a head and tokenise the texts; see `load_objective`."""
-        _refuse_absent_classes(task)
+        refuse_absent_classes(task)
         classifier = load_classifier(task.base, task.classes, new_head=True)
         if task.lora_rank is not None:
             classifier = add_adapter(classifier, task.lora_rank, task.lora_alpha)
@@ -71,15 +70,3 @@ class ClassificationObjective(OfTexts[Classifier, ReadText]):
     def save(self, folder: Path) -> str:
         """Write weights (or adapter and head), configuration and tokenizer."""
         return self._lm.save(folder)
-
-
-def _refuse_absent_classes(task: TrainingTask) -> None:
-    """Raise a TrainingError when there are fewer than two classes, or one has no train text."""
-    absent = [name for number, name in enumerate(task.classes) if number not in set(task.labels)]
-    if absent or len(task.classes) < 2:
-        raise TrainingError.of(
-            "a classifier needs train texts of at least two classes, and of every class",
-            place=task.title,
-            found=f"no text of {', '.join(absent)}" if absent else "one class",
-            remedy="add texts, or leave `discriminative` out of --systems",
-        )

@@ -8,9 +8,11 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from gencls_core.errors import TrainingError
 from gencls_core.models import LM
+from gencls_core.training_task import TrainingTask
 
-__all__ = ["OfTexts"]
+__all__ = ["OfTexts", "refuse_absent_classes"]
 
 Text = TypeVar("Text", bound=Sized)
 
@@ -47,3 +49,19 @@ class OfTexts(Generic[LM, Text]):
     def units(self, numbers: Sequence[int]) -> int:
         """Count tokens: the loss is per token."""
         return sum(len(self._texts[number]) for number in numbers)
+
+
+def refuse_absent_classes(task: TrainingTask) -> None:
+    """Check that there are train texts of every class, and two classes at least.
+
+    Raises:
+        TrainingError: when there are not; a model that compares classes has nothing to learn.
+    """
+    absent = [name for number, name in enumerate(task.classes) if number not in set(task.labels)]
+    if absent or len(task.classes) < 2:
+        raise TrainingError.of(
+            "a model of all classes needs train texts of at least two classes, and of every class",
+            place=task.title,
+            found=f"no text of {', '.join(absent)}" if absent else "one class",
+            remedy=f"add texts, or leave out `{task.system}`",
+        )

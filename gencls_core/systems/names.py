@@ -6,6 +6,8 @@ __all__ = ["about_system", "system_title"]
 
 _TITLES = {
     "class-lm": "class models",
+    "conditional-lm": "one conditional model",
+    "joint-lm": "the tuned conditional model",
     "zero-shot": "the untrained language model",
     "discriminative": "the discriminative fine-tune",
     "masked-lm": "masked class models",
@@ -19,6 +21,8 @@ _TITLES = {
 
 _ABOUT = {
     "class-lm": "a language model per class",
+    "conditional-lm": "one language model that reads the class before the text",
+    "joint-lm": "the same, tuned to tell the classes apart",
     "zero-shot": "the language model, asked with a prompt",
     "discriminative": "the language model, fine-tuned with a classification head",
     "masked-lm": "a masked language model per class",

@@ -13,6 +13,7 @@ from gencls_core.errors import UsageError
 from gencls_core.scoring_job import ModelSystem
 from gencls_core.systems import System
 from gencls_core.systems.class_lm import ClassLm
+from gencls_core.systems.conditional_lm import ConditionalLm, JointLm
 from gencls_core.systems.discriminative import Discriminative
 from gencls_core.systems.masked_lm import MaskedLm, UntrainedMaskedLm
 from gencls_core.systems.zero_shot import ZeroShot
@@ -31,6 +32,8 @@ MODEL_SYSTEMS: Mapping[str, ModelSystem] = MappingProxyType(
         system.name: system
         for system in (
             ClassLm(),
+            ConditionalLm(),
+            JointLm(),
             ZeroShot(),
             Discriminative(),
             MaskedLm(),
