@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -122,11 +123,23 @@ def render(results: dict[str, dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- |",
         *(_row(bar, results.get(bar.key)) for bar in BARS),
     ]
-    cases = [line for bar in BARS if bar.key in results for line in _cases(bar, results[bar.key])]
+    letters = _letters(results)
+    cases = [
+        line
+        for bar in BARS
+        if bar.key in results
+        for line in _cases(bar, results[bar.key], letters)
+    ]
     if cases:
-        lines += ["", "| bar | case | median (min–max) | details |", "| --- | --- | --- | --- |"]
+        lines += ["", "| bar | case | on | median (min–max) | details |", "|" + " --- |" * 5]
         lines += cases
-    return "\n".join([*lines, "", *_measured_on(results)])
+    return "\n".join([*lines, "", *_measured_on(results, letters)])
+
+
+def _letters(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Give each kind of CPU a letter, that with the most figures the first."""
+    cpus = Counter(case["machine"]["cpu"] for found in results.values() for case in found["cases"])
+    return {cpu: chr(ord("A") + number) for number, (cpu, _) in enumerate(cpus.most_common())}
 
 
 def _row(bar: Bar, found: dict[str, Any] | None) -> str:
@@ -139,9 +152,10 @@ def _row(bar: Bar, found: dict[str, Any] | None) -> str:
     return f"| {bar.what} | {wanted} | {_figure(found, bar)} | {found['pairs']} | {reached} |"
 
 
-def _cases(bar: Bar, found: dict[str, Any]) -> list[str]:
+def _cases(bar: Bar, found: dict[str, Any], letters: dict[str, str]) -> list[str]:
     return [
-        f"| `{bar.key}` | {case['case']} | {_figure(case, bar)} | {_details(case['details'])} |"
+        f"| `{bar.key}` | {case['case']} | {letters[case['machine']['cpu']]} | "
+        f"{_figure(case, bar)} | {_details(case['details'])} |"
         for case in found["cases"]
     ]
 
@@ -160,14 +174,15 @@ def _number(value: float, unit: str = "") -> str:
     return f"{value:,.{digits}f} {unit}".strip()
 
 
-def _measured_on(results: dict[str, dict[str, Any]]) -> list[str]:
+def _measured_on(results: dict[str, dict[str, Any]], letters: dict[str, str]) -> list[str]:
     """Give one line for each machine, set of versions, day and command."""
     lines = []
     for case in (case for found in results.values() for case in found["cases"]):
         machine = case["machine"]
         packages = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
         lines.append(
-            f"- {case['date']}, `{case['command']}`: {machine['cpu']}; {machine['cores']} cores, "
+            f"- {letters[machine['cpu']]}, {case['date']}, `{case['command']}`: "
+            f"{machine['cpu']}; {machine['cores']} cores, "
             f"{machine['memory_gb']} GB, no GPU; {packages}"
         )
     return sorted(set(lines))
