@@ -30,7 +30,6 @@ from gencls_core.events import Event, EventLog, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.prompts import check_prompts
 from gencls_core.run import RunDirectory, RunStatus
-from gencls_core.scoring_job import names_classes
 from gencls_core.systems import System
 from gencls_core.systems.commit import is_committed
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED, light_system
@@ -101,7 +100,7 @@ class Cell:
     def _prepared(self, dataset: Dataset, place: Workplace, systems: Sequence[str]) -> OpenCell:
         config, run = self.config, self.run
         models = [MODEL_SYSTEMS[name] for name in systems if name in MODEL_SYSTEMS]
-        if self.prompted or any(names_classes(system) for system in models):
+        if self.prompted:
             check_prompts(config.systems, dataset.classes)
         preparations = tuple(
             prepare_run(config, dataset, run, system=system, budget=place.budget)

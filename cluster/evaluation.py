@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import CLASS_LM_SYSTEM, Preparation, workload_of
+from cluster.preparation import Preparation, main_system, model_digest, workload_of
 from cluster.resources import ModelSize, device_of, make_plan, precision_of
 from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import Scorer
@@ -20,13 +20,13 @@ from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets import Dataset, SplitName, ingest
-from gencls_core.digests import training_digest
 from gencls_core.errors import ModelError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
-from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.run import RunDirectory
+from gencls_core.scoring_job import model_names
 from gencls_core.storage import digest_of
 
 __all__ = ["classify_texts", "evaluate_models"]
@@ -147,7 +147,7 @@ class _Evaluation:
         if "validation" not in own.splits:
             return False
         missing = is_missing(preparation, self.models, source, own, "validation")
-        if missing and not self.own and source.validation_scores.records(CLASS_LM):
+        if missing and not self.own and source.validation_scores.records(preparation.system.name):
             # Scored otherwise than the run's own: they lie with the evaluation.
             return is_missing(preparation, self.models, run, own, "validation")
         return missing
@@ -202,7 +202,7 @@ class _Evaluation:
             return
         source = self.source
         shards = scorer.compare(source, texts, "validation")
-        if shards.work and source.validation_scores.records(CLASS_LM):
+        if shards.work and source.validation_scores.records(self.preparation.system.name):
             yield from scorer.score(run, lease, texts, "validation")
             return
         if shards.work:
@@ -242,7 +242,8 @@ def _settings(
 def _scored_otherwise(source: RunDirectory, config: RunConfig) -> bool:
     """Say whether the settings would change the score rows that the run has."""
     before = RunConfig.model_validate(source.manifest()["config"])
-    return bool(source.scores.records(CLASS_LM)) and _scored_as(config) != _scored_as(before)
+    scored = source.scores.records(before.recipe.system)
+    return bool(scored) and _scored_as(config) != _scored_as(before)
 
 
 def _other_texts(
@@ -284,19 +285,15 @@ def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassMod
         StoreError: when one is missing, or was trained with other settings than the others.
     """
     config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
+    system = main_system(config)
+    names = model_names(system, manifest["classes"])
     digests = {
-        name: training_digest(
-            class_name=name,
-            dataset=dataset,
-            base_digest=manifest["model"]["digest"],
-            model=config.model,
-            sequence=config.sequence,
-            training=config.training,
-            precision=manifest["precision"],
+        name: model_digest(
+            config, dataset, system, manifest["model"]["digest"], manifest["precision"], name
         )
-        for name in manifest["classes"]
+        for name in names
     }
-    return committed_models(source, manifest["classes"], digests)
+    return committed_models(source, names, digests, system.name)
 
 
 def _leaks(own: Dataset, dataset: Dataset) -> tuple[str, ...]:
@@ -332,7 +329,7 @@ def _prepare_with_models(
         config=config,
         run=texts.run,
         dataset=texts.dataset,
-        system=CLASS_LM_SYSTEM,
+        system=main_system(config),
         base=base,
         size=size,
         budget=budget,

@@ -27,17 +27,15 @@ from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision
-from gencls_core.prompts import prefixes_for
+from gencls_core.prompts import check_prompts, prefixes_for
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
-from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names
+from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
 from gencls_core.scratch import scratch_preset
-from gencls_core.systems.class_lm import ClassLm
+from gencls_core.systems.registry import MODEL_SYSTEMS
 from gencls_core.training_task import TrainingTask
 
-__all__ = ["Preparation", "check_base", "prepare_run", "workload_of"]
-
-CLASS_LM_SYSTEM = ClassLm()
+__all__ = ["Preparation", "check_base", "main_system", "model_digest", "prepare_run", "workload_of"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,11 @@ class Preparation:
         return is_scratch(self.base.name) and not self.base.files
 
     @property
+    def is_main(self) -> bool:
+        """Say whether the run's report is of this system."""
+        return self.system.name == self.config.recipe.system
+
+    @property
     def splits(self) -> tuple[SplitName, ...]:
         """The splits that are scored; held-out texts only where something was trained."""
         wanted: tuple[SplitName, ...] = ("validation", "test")
@@ -73,8 +76,8 @@ class Preparation:
 
     def digest_of(self, class_name: str) -> str:
         """Name the model of a class, or of all classes, that this run wants."""
-        return _digest(
-            self.config, self.dataset, self.system, self.base, self.precision, class_name
+        return model_digest(
+            self.config, self.dataset, self.system, self.base.digest, self.precision, class_name
         )
 
     def wanted_models(self) -> list[tuple[int, str]]:
@@ -140,13 +143,19 @@ class Preparation:
         )
 
 
-def check_base(config: RunConfig, system: ModelSystem = CLASS_LM_SYSTEM) -> None:
+def main_system(config: RunConfig) -> ModelSystem:
+    """Give the system that a run trains and reports."""
+    return MODEL_SYSTEMS[config.recipe.system]
+
+
+def check_base(config: RunConfig, system: ModelSystem | None = None) -> None:
     """Refuse a base model that cannot be had, before anything else is done.
 
     Raises:
         ModelError: when the preset, folder or hub id is not to be had, or the preset is none for
             the system.
     """
+    system = system or main_system(config)
     name = _base_name(config, system)
     if is_scratch(name):
         scratch_preset(name, system.base)
@@ -159,7 +168,7 @@ def prepare_run(
     dataset: Dataset,
     run: RunDirectory,
     *,
-    system: ModelSystem = CLASS_LM_SYSTEM,
+    system: ModelSystem | None = None,
     budget: Budget | None = None,
     scores: bool = True,
 ) -> Preparation:
@@ -169,16 +178,19 @@ def prepare_run(
         config: what is asked for.
         dataset: the prepared texts.
         run: where the results go.
-        system: what is trained and scores.
+        system: what is trained and scores; None: what the recipe makes.
         budget: the nodes to plan for; None measures this machine.
         scores: whether texts are scored, too; where not, scoring actors need not fit.
 
     Raises:
-        UsageError: when the prior or `--class-id` does not fit the classes.
+        UsageError: when the prior, `--class-id` or `--class-words` does not fit the classes.
         ModelError: when the base model cannot be found.
         ResourceError: when something cannot fit.
     """
+    system = system or main_system(config)
     resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
+    if names_classes(system):
+        check_prompts(config.systems, dataset.classes)
     wanted = _models_to_train(config, dataset, system)
     base, size = _resolve_base(config, dataset, system, run.base_path)
     if budget is None:
@@ -188,7 +200,7 @@ def prepare_run(
     found = {
         name: _committed(
             run.model_path(name, system.name),
-            _digest(config, dataset, system, base, precision, name),
+            model_digest(config, dataset, system, base.digest, precision, name),
         )
         for _, name in wanted
     }
@@ -214,14 +226,15 @@ def prepare_run(
         notes=(
             *(n for n in (note, *dataset.warnings) if n),
             *_note_on_compiling(config, device),
-            *(
-                f"{'class model' if system.name == CLASS_LM else system.name} {n!r} is not as it "
-                "was committed; training it again"
-                for n in torn
-            ),
+            *(f"{_called(system, n)} is not as it was committed; training it again" for n in torn),
         ),
         torn=frozenset(torn),
     )
+
+
+def _called(system: ModelSystem, class_name: str) -> str:
+    what = "class model" if system.name == CLASS_LM else system.name
+    return f"{what} {class_name!r}" if class_name else f"the model of {what}"
 
 
 def _note_on_compiling(config: RunConfig, device: Device) -> list[str]:
@@ -282,18 +295,19 @@ def _models_to_train(
     return [numbered[wanted]]
 
 
-def _digest(
+def model_digest(
     config: RunConfig,
     dataset: Dataset,
     system: ModelSystem,
-    base: ResolvedModel,
-    precision: Precision,
+    base_digest: str,
+    precision: str,
     name: str,
 ) -> str:
+    """Name the model of a class, or without a name of all classes, that a run wants."""
     return training_digest(
         class_name=name,
         dataset=dataset,
-        base_digest=base.digest,
+        base_digest=base_digest,
         model=config.model,
         sequence=config.sequence,
         training=config.training,

@@ -76,7 +76,7 @@ class Scorer:
                 "committed; scoring it again"
             )
         stale = run.scores_of(split).retire(job.system.name, shards.committed) or work
-        if stale and job.system.name == CLASS_LM:
+        if stale and self.preparation.is_main:
             run.drop_report()
         texts = dataset.split(split).rows
         rows = texts * len(job.classes)

@@ -106,7 +106,7 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
         )
         return
     plan = preparation.plan
-    if system.name == CLASS_LM:
+    if preparation.is_main:
         run.drop_report()
     for task in tasks:
         # Scores of the model that is about to be replaced, and what was made of them, must not

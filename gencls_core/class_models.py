@@ -24,7 +24,7 @@ COMMIT_NAME = "committed.json"
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One evaluation point of a training curve; losses in nats per token, or per text."""
+    """One evaluation point of a training curve; losses in nats per unit."""
 
     epoch: float
     step: int
@@ -44,7 +44,7 @@ class TrainingRecord:
     epochs: float
     best_epoch: float
     train_loss: float
-    """Nats per token, for a classifier per text; last epoch."""
+    """Nats per unit; last epoch."""
     validation_nll: float | None
     """The same on the held-out texts, of the weights that were kept."""
     validation_perplexity: float | None
@@ -56,6 +56,8 @@ class TrainingRecord:
     precision: str
     threads: int
     history: tuple[EpochRecord, ...]
+    loss_per: str = "token"
+    """The unit: `token`, or `text` where the loss compares classes."""
 
 
 @dataclass(frozen=True)

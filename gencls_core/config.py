@@ -100,3 +100,19 @@ class RunConfig(Section):
         if self.data.data is not None and self.data.data_dir is not None:
             raise ValueError("give either --data or --data-dir, not both")
         return self
+
+    @model_validator(mode="after")
+    def _fitting_recipe(self) -> RunConfig:
+        if self.recipe.recipe == "independent":
+            return self
+        if self.scoring.likelihood == "loss":
+            raise ValueError(
+                "--likelihood loss is of the original experiment's class models: give "
+                "--recipe independent with it"
+            )
+        if self.class_id is not None:
+            raise ValueError(
+                f"--class-id trains one of several class models, and --recipe {self.recipe.recipe} "
+                "has one for all classes: leave one of the two out"
+            )
+        return self

@@ -17,6 +17,7 @@ from pydantic import (
 from gencls_core.remote_path import RemotePath, as_location, uri_of
 
 __all__ = [
+    "RECIPES",
     "ComputeConfig",
     "DataConfig",
     "ModelConfig",
@@ -172,9 +173,23 @@ class TrainingConfig(Section):
     )
 
 
-class RecipeConfig(Section):
-    """What the recipes with one model for all classes need."""
+RECIPES = {
+    "independent": "class-lm",
+    "conditional": "conditional-lm",
+    "joint": "joint-lm",
+}
+"""Recipe → the system that it makes."""
 
+
+class RecipeConfig(Section):
+    """Which class models a run trains, and what one model of all classes needs."""
+
+    recipe: Literal["independent", "conditional", "joint"] = Field(
+        "independent",
+        description="`independent`: a language model per class, the original method; "
+        "`conditional`: one model for all, which reads the class before the text; `joint`: the "
+        "same, tuned to tell the classes apart.",
+    )
     prefix: str = Field(
         "Topic: {class}\n",
         description="What the one model of all classes reads before a text; `{class}` stands for "
@@ -193,6 +208,11 @@ class RecipeConfig(Section):
         description="Joint tuning compares a text's own class with the others, drawn anew in each "
         "epoch where there are more than this many in all.",
     )
+
+    @property
+    def system(self) -> str:
+        """Name of the system that the recipe makes."""
+        return RECIPES[self.recipe]
 
     @field_validator("prefix")
     @classmethod

@@ -28,7 +28,7 @@ from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
 from gencls_core.query_likelihoods import LikelihoodStream
 from gencls_core.remote_path import Location, RemotePath, store_failure
-from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.run import RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
 from gencls_core.storage import filesystem_of
 
@@ -65,7 +65,7 @@ def open_query(run: RunDirectory) -> duckdb.DuckDBPyConnection:
     if validation:
         connection.register("validation_scores", _score_dataset(run.validation_scores, validation))
     classes = _add_examples(connection, run)
-    _add_likelihoods(connection, run.scores, records, classes)
+    _add_likelihoods(connection, run.scores, records, classes, run.system)
     _add_predictions(connection, run, with_texts=bool(classes))
     connection.execute("SET lock_configuration = true")
     return connection
@@ -169,12 +169,13 @@ def _add_likelihoods(
     store: ScoreStore,
     records: Sequence[ShardRecord],
     classes: Sequence[str],
+    system: str,
 ) -> None:
-    """Add `likelihoods`, its class columns in the dataset's order.
+    """Add `likelihoods` of the run's system, its class columns in the dataset's order.
 
     SQL names do not tell `Ja` from `ja`: a class that would repeat a name gets `_2`, `_3`, ….
     """
-    records = [record for record in records if record.system == CLASS_LM]
+    records = [record for record in records if record.system == system]
     scored = {record.class_name for record in records}
     if not scored:
         return

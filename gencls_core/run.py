@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from gencls_core.config_sections import RECIPES
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import StoreError
 from gencls_core.remote_path import Location
@@ -38,7 +39,7 @@ from gencls_core.storage import (
 __all__ = ["ALL_CLASSES", "CLASS_LM", "RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
 
 RUN_FORMAT = 1
-CLASS_LM = "class-lm"
+CLASS_LM = RECIPES["independent"]
 ALL_CLASSES = "all+classes"
 """No class has this folder: a `+` in its name would be encoded."""
 
@@ -135,6 +136,16 @@ class RunDirectory:
     def evaluation(self, fingerprint: str) -> RunDirectory:
         """The directory in which other texts are scored by this run's models."""
         return RunDirectory(self.path / "evaluations" / fingerprint[:16])
+
+    @property
+    def system(self) -> str:
+        """Name of the system that the run's recipe makes, and its report is of.
+
+        Raises:
+            StoreError: where there is no manifest.
+        """
+        recipe = self.manifest()["config"].get("recipe", {})
+        return RECIPES[recipe.get("recipe", "independent")]
 
     def manifest(self) -> dict[str, Any]:
         """Read `run.json`.

@@ -95,6 +95,7 @@ def _train(
     )
     trainer.train(resume_from_checkpoint=checkpoints.last_whole())
     nll = trainer.best_validation_nll
+    per = "text" if task.objective in ("classification", "joint") else "token"
     record = TrainingRecord(
         texts=len(task.texts),
         tokens=trainer.tokens_seen,
@@ -103,12 +104,7 @@ def _train(
         best_epoch=trainer.best_epoch,
         train_loss=trainer.history[-1].train_loss,
         validation_nll=nll,
-        # A perplexity is per token, and the loss of what compares classes per text.
-        validation_perplexity=(
-            None
-            if nll is None or task.objective in ("classification", "joint")
-            else float(np.exp(nll))
-        ),
+        validation_perplexity=None if nll is None or per == "text" else float(np.exp(nll)),
         seconds=round(time.perf_counter() - started, 3),
         tokens_per_second=round(trainer.tokens_per_second, 1),
         peak_memory_bytes=peak_memory_bytes(),
@@ -117,6 +113,7 @@ def _train(
         precision=task.precision,
         threads=task.threads,
         history=tuple(trainer.history),
+        loss_per=per,
     )
     model = _commit(task, objective, record)
     checkpoints.remove()

@@ -253,7 +253,7 @@ def _scores_of(
             {name: size for name, size in below.items() if not _is_temporary(name)},
             classes,
             rows,
-            expected=reported and folder == "scores",
+            expected=run.system if reported and folder == "scores" else None,
         )
         checked.add(found, f"{folder}/")
     if reported:

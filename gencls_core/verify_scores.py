@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gencls_core.remote_path import Location
-from gencls_core.run import CLASS_LM
 from gencls_core.score_records import SCORE_FORMAT, ShardRecord, shard_of_record
 from gencls_core.scores import READERS, ScoreStore
 from gencls_core.storage import class_directory_name, class_name_of
@@ -30,7 +29,7 @@ def check_scores(
     classes: Sequence[str],
     rows: int | None,
     *,
-    expected: bool,
+    expected: str | None,
 ) -> Checked:
     """Check every shard of every system.
 
@@ -39,7 +38,7 @@ def check_scores(
         files: what lies below it, named from it on, with sizes in bytes.
         classes: the classes of the run; a system must have scored each.
         rows: examples of the scored split; None where they are not known.
-        expected: whether there must be scores of the class models.
+        expected: a system that there must be scores of.
 
     Raises:
         StoreError: when the object store does not answer.
@@ -125,11 +124,11 @@ def _gaps(
     classes: Sequence[str],
     rows: int | None,
     *,
-    expected: bool,
+    expected: str | None,
 ) -> Iterator[Finding]:
     """Find the ranges of examples that no shard covers, and those that two cover."""
     systems = {class_name_of(m[1]) for m in map(_NAME.fullmatch, files) if m is not None}
-    for system in sorted(systems | ({CLASS_LM} if expected else set())):
+    for system in sorted(systems | ({expected} if expected else set())):
         of_system = [record for record in records if record.system == system]
         for name in sorted({record.class_name for record in of_system}.difference(classes)):
             place = f"system={class_directory_name(system)}/class={class_directory_name(name)}"

@@ -15,7 +15,14 @@ from gencls_core.config import SECTIONS, Place, RunConfig
 from gencls_core.config_parsing import load_run_config, parse_run_config
 from gencls_core.remote_path import as_location
 
-__all__ = ["LocationType", "SectionedCommand", "build_config", "given_values", "section_options"]
+__all__ = [
+    "LocationType",
+    "SectionedCommand",
+    "build_config",
+    "class_words_option",
+    "given_values",
+    "section_options",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,6 +43,12 @@ def section_options(
         return command
 
     return decorate
+
+
+def class_words_option() -> Callable[[Command], Command]:
+    """Give a decorator that adds `--class-words` to a command without the other systems."""
+    others = tuple(name for name in SECTIONS["systems"].model_fields if name != "class_words")
+    return section_options("systems", leave_out=others)
 
 
 class SectionedCommand(click.Command):

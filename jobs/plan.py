@@ -41,7 +41,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from cluster.connection import Workplace
     from cluster.pipeline import prepare
     from gencls_core.digests import shard_ranges
-    from gencls_core.run import CLASS_LM
+    from gencls_core.systems.names import about_system
 
     with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder, ExitStack() as stack:
         budget = Workplace(stack, config.compute).budget
@@ -65,17 +65,18 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         f"{preparation.precision} on {plan.device}{_faster(preparation)}",
     )
     table.add_row("training", _training(plan))
-    table.add_row("scoring", _scoring(plan, classes))
-    for name in classes:
+    table.add_row("recipe", f"{config.recipe.recipe}: {about_system(preparation.system.name)}")
+    table.add_row("scoring", _scoring(plan, classes, preparation.system.model_per_class))
+    for _, name in preparation.wanted_models():
         state = "to be trained" if name in todo else "committed"
-        table.add_row(f"class {name}", state)
+        table.add_row(f"class {name}" if name else "the model", state)
     for split in ("validation", "test"):
         if split in preparation.dataset.splits:
             info = preparation.dataset.splits[split]
             shards = len(shard_ranges(info.rows, config.scoring.shard_size)) * len(classes)
-            records = preparation.run.scores_of(split).records(CLASS_LM)
+            records = preparation.run.scores_of(split).records(preparation.system.name)
             # The scores of a model that is to be replaced go with it.
-            done = sum(record.class_name not in todo for record in records)
+            done = sum(record.class_name not in todo and "" not in todo for record in records)
             table.add_row(f"{split} scores", f"{shards} shards; {done} committed")
     Console(highlight=False).print(table)
     for note in preparation.notes:
@@ -128,9 +129,9 @@ def _training(plan: Plan) -> str:
     )
 
 
-def _scoring(plan: Plan, classes: Sequence[str]) -> str:
-    groups = plan.groups(classes)
-    holding = f"all {len(classes)} class models"
+def _scoring(plan: Plan, classes: Sequence[str], model_per_class: bool) -> str:
+    groups = plan.groups(classes) if model_per_class else []
+    holding = f"all {len(classes)} class models" if model_per_class else "the model"
     if len(groups) > 1:
         holding = f"{plan.models_per_actor} class models ({len(groups)} groups)"
     each = "each with " if plan.actors > 1 else "with "

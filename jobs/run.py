@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from jobs.options import LocationType, SectionedCommand, build_config, section_options
+from jobs.options import (
+    LocationType,
+    SectionedCommand,
+    build_config,
+    class_words_option,
+    section_options,
+)
 
 __all__ = [
     "baseline_option",
@@ -37,7 +43,8 @@ def run_options(command: Any) -> Any:
             click.option(
                 "--output-dir", type=LocationType(), help="The run directory: a folder, or s3://…"
             ),
-            section_options("data", "model", "training", "sequence"),
+            section_options("data", "model", "recipe", "training", "sequence"),
+            class_words_option(),
             click.option("--fp16", is_flag=True, help="Short for --precision fp16."),
             click.option(
                 "--quick-test",
@@ -55,10 +62,11 @@ def run_options(command: Any) -> Any:
 @section_options("scoring", "posterior", "compute")
 @baseline_option
 def run_command(run_file: Path | None, **flags: Any) -> None:
-    """Train one language model per class, score the test texts, and report.
+    """Train class models, score the test texts under them, and report.
 
-    RUN_FILE is a TOML file (see `gencls init`); flags override it. The same command again goes on
-    where it was interrupted, and does nothing that is done.
+    A language model per class, or one for all classes, as --recipe says. RUN_FILE is a TOML file
+    (see `gencls init`); flags override it. The same command again goes on where it was
+    interrupted, and does nothing that is done.
 
     \b
       gencls run --data-dir data/imdb-classifier --model gpt2 --epochs 3 --output-dir runs/imdb

@@ -24,7 +24,8 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
     table.add_column("system")
     for name in ("accuracy", "95 % interval", "macro F1"):
         table.add_column(name, justify="right")
-    rows = [("class language models", report, "uncalibrated")]
+    main = "class language models" if report["system"] == "class-lm" else report["system"]
+    rows = [(main, report, "uncalibrated")]
     if report["accuracy"]["calibrated"] is not None:
         rows.append(("  calibrated on held-out texts", report, "calibrated"))
     for name, values, form in rows:

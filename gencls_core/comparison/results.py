@@ -14,7 +14,7 @@ from typing import Any
 
 from gencls_core.class_models import ClassModel
 from gencls_core.comparison.same_texts import require_same_texts, with_other_texts
-from gencls_core.config import RunConfig, Section, SystemsConfig
+from gencls_core.config import RecipeConfig, RunConfig, Section, SystemsConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError, UsageError
@@ -24,7 +24,7 @@ from gencls_core.report.inference import Inference, infer, origin_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import ShardRecord
-from gencls_core.scoring_job import ModelSystem, model_names
+from gencls_core.scoring_job import ModelSystem, model_names, names_classes
 from gencls_core.storage import digest_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED
 
@@ -117,7 +117,7 @@ def read_results(
             try:
                 inference = infer(run, system=system)
             except StoreError:
-                if chosen is not None or system == CLASS_LM:
+                if chosen is not None or system == run.system:
                     raise
                 # Begun once, and not asked for now: no reason to refuse the rest.
                 notes.add(run, f"{system} is left out: not every text was scored.")
@@ -256,6 +256,7 @@ def _settings(config: RunConfig, system: str, inference: Inference) -> dict[str,
             sections.append(config.scoring)
         settings["precision"] = config.compute.precision
         settings |= _settings_of_systems(config.systems, known)
+        settings |= _settings_of_recipe(config.recipe, known)
     if system == "setfit":
         settings["setfit_model"] = config.systems.setfit_model
     if inference.matrix.is_likelihood:
@@ -274,8 +275,16 @@ def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str
         names += ["masked_model", "masked_likelihood"]
         names += ["mask_samples"] if systems.masked_likelihood == "sampled" else []
     if known.objective is None:
-        names += ["prompts", "class_words"]
+        names += ["prompts"]
+    if names_classes(known):
+        names += ["class_words"]
     return systems.model_dump(mode="json", include=set(names))
+
+
+def _settings_of_recipe(recipe: RecipeConfig, known: ModelSystem) -> dict[str, Any]:
+    if known.objective == "joint":
+        return recipe.model_dump(mode="json", exclude={"recipe"})
+    return {"prefix": recipe.prefix} if known.objective == "conditional" else {}
 
 
 def _accuracy(inference: Inference) -> float:

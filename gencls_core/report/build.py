@@ -22,7 +22,7 @@ from gencls_core.posterior import (
     posterior_of,
     read_likelihoods,
 )
-from gencls_core.report.costs import tasks_of, timing_of
+from gencls_core.report.costs import tasks_of, timing_of, training_of
 from gencls_core.report.details import details_of
 from gencls_core.report.html import render_html
 from gencls_core.report.inference import Inference, infer, origin_of, prior_counts
@@ -40,7 +40,7 @@ from gencls_core.report.schema import (
     ReliabilityBinReport,
     Report,
 )
-from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import digest_of, publish_file, write_json
 
@@ -54,7 +54,7 @@ def build_report(
     run: RunDirectory,
     *,
     prior: str | None = None,
-    system: str = CLASS_LM,
+    system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> Report:
     """Evaluate the test scores of a run and write predictions.parquet and report.{json,md,html}.
@@ -69,6 +69,7 @@ def build_report(
         UsageError: when the prior cannot be obeyed.
     """
     manifest = run.manifest()
+    system = system or run.system
     inference = infer(run, prior=prior, system=system, models_of=models_of)
     dataset = run.dataset()
     if (inference.matrix.label_codes < 0).all():
@@ -113,13 +114,14 @@ def _report(
         )
 
     records = inference.records
-    models = origin if system == CLASS_LM else None
-    tasks = tasks_of(matrix.classes, records, models)
+    models = origin if system == run.system else None
+    tasks = tasks_of(matrix.classes, records, models, system)
+    shared = None if models is None else training_of(models, system)
     baselines, baseline_notes = _baselines(run, origin, inference, system)
     notes = [*manifest.get("notes", []), *inference.notes, *baseline_notes]
     notes.extend(_notes_on_classes(plain, inference))
     untrained = [name for name, task in tasks.items() if task.training is None]
-    if models is not None and untrained:
+    if models is not None and untrained and shared is None:
         notes.append(f"No committed class model was found for: {', '.join(untrained)}.")
     return Report(
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,8 +152,9 @@ def _report(
         windowed=int((matrix.num_windows > 1).sum()),
         baselines=baselines,
         likelihood_check=_likelihood_check(inference),
-        timing=timing_of(tasks, manifest.get("seconds")),
+        timing=timing_of(tasks, shared, manifest.get("seconds")),
         tasks=tasks,
+        training=shared,
         dataset=DatasetReport(
             name=dataset.name,
             fingerprint=dataset.fingerprint,

@@ -10,31 +10,42 @@ from gencls_core.report.schema import ScoringTask, TaskReport, Timing, TrainingT
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardRecord
 
-__all__ = ["tasks_of", "timing_of"]
+__all__ = ["tasks_of", "timing_of", "training_of"]
 
 
 def tasks_of(
-    classes: tuple[str, ...], records: Sequence[ShardRecord], models: RunDirectory | None
+    classes: tuple[str, ...],
+    records: Sequence[ShardRecord],
+    models: RunDirectory | None,
+    system: str,
 ) -> dict[str, TaskReport]:
     """Give the cost of each class.
 
     Args:
         classes: the classes, in order.
         records: the test score shards of the reported system.
-        models: the run whose class models were used; None for a system that has none.
+        models: the run whose models were used; None for a system that has none.
+        system: the reported system.
     """
     return {
         name: TaskReport(
-            training=None if models is None else _training(models, name),
+            training=None if models is None else training_of(models, system, name),
             scoring=_scoring([record for record in records if record.class_name == name]),
         )
         for name in classes
     }
 
 
-def timing_of(tasks: dict[str, TaskReport], wall_seconds: float | None) -> Timing:
-    """Sum the costs of the classes; tasks may have run side by side, so it is not wall time."""
+def timing_of(
+    tasks: dict[str, TaskReport], shared: TrainingTask | None, wall_seconds: float | None
+) -> Timing:
+    """Sum the costs of the classes, and of a model that they share.
+
+    Tasks may have run side by side, so it is not wall time.
+    """
     trained = [task.training for task in tasks.values() if task.training is not None]
+    if shared is not None:
+        trained.append(shared)
     train_seconds = sum(task.seconds for task in trained)
     scoring_seconds = sum(task.scoring.seconds for task in tasks.values())
     scoring_tokens = sum(task.scoring.tokens for task in tasks.values())
@@ -50,8 +61,9 @@ def timing_of(tasks: dict[str, TaskReport], wall_seconds: float | None) -> Timin
     )
 
 
-def _training(models: RunDirectory, name: str) -> TrainingTask | None:
-    found = ClassModel.find(models.model_path(name))
+def training_of(models: RunDirectory, system: str, name: str = "") -> TrainingTask | None:
+    """Give what training a class's model took, or without a name that of all classes."""
+    found = ClassModel.find(models.model_path(name, system))
     return None if found is None else TrainingTask.model_validate(asdict(found.training))
 
 

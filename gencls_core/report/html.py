@@ -57,7 +57,7 @@ class _Text:
 def render_html(report: Report, details: Details) -> str:
     """Give the page; everything from the data set is escaped."""
     curves = plots.training_plots(report, _SHOWN_CURVES)
-    trained = sum(task.training is not None for task in report.tasks.values())
+    trained = len(report.trainings)
     return template("gencls_core.report", "report.html.j2").render(
         report=report,
         headline=words.headline(report),

@@ -71,7 +71,7 @@ def infer(
     run: RunDirectory,
     *,
     prior: str | None = None,
-    system: str = "class-lm",
+    system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> Inference:
     """Apply Bayes' rule to the test scores of `run`.
@@ -79,7 +79,7 @@ def infer(
     Args:
         run: a run or evaluation directory.
         prior: see `gencls_core.posterior.resolve_prior`; default: the run's own setting.
-        system: the system whose scores are read.
+        system: the system whose scores are read; default: that of the run's recipe.
         models_of: the run whose models scored the texts, where `run` is an evaluation: the train
             counts and the validation scores are its. Default: `calibration_run` of run.json, or
             the run itself.
@@ -89,14 +89,14 @@ def infer(
         UsageError: when the prior cannot be obeyed.
     """
     rule = _rule(run, prior, system, models_of)
-    return rule.applied(read_likelihoods(run.scores, system, rule.classes, rule.records))
+    return rule.applied(read_likelihoods(run.scores, rule.system, rule.classes, rule.records))
 
 
 def infer_by_range(
     run: RunDirectory,
     *,
     prior: str | None = None,
-    system: str = "class-lm",
+    system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> Iterator[Inference]:
     """Do as `infer`, one range of test texts at a time: memory does not grow with the texts.
@@ -106,7 +106,7 @@ def infer_by_range(
         UsageError: when the prior cannot be obeyed.
     """
     rule = _rule(run, prior, system, models_of)
-    for matrix in iter_likelihoods(run.scores, system, rule.classes, rule.records):
+    for matrix in iter_likelihoods(run.scores, rule.system, rule.classes, rule.records):
         yield rule.applied(matrix)
 
 
@@ -114,6 +114,7 @@ def infer_by_range(
 class _Rule:
     """How the scores of a run become posteriors."""
 
+    system: str
     classes: tuple[str, ...]
     records: tuple[ShardRecord, ...]
     prior_name: str
@@ -144,9 +145,10 @@ class _Rule:
 
 
 def _rule(
-    run: RunDirectory, prior: str | None, system: str, models_of: RunDirectory | None
+    run: RunDirectory, prior: str | None, system: str | None, models_of: RunDirectory | None
 ) -> _Rule:
     manifest = run.manifest()
+    system = system or run.system
     classes = tuple(manifest["classes"])
     origin = models_of or origin_of(run, manifest)
     prior_name = prior if prior is not None else manifest["config"]["posterior"]["prior"]
@@ -154,7 +156,7 @@ def _rule(
     by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
     fit, notes = _fit(run, origin, system, classes, by_loss)
     records = tuple(run.scores.records(system))
-    return _Rule(classes, records, prior_name, prior_of_class, fit, notes, by_loss)
+    return _Rule(system, classes, records, prior_name, prior_of_class, fit, notes, by_loss)
 
 
 def origin_of(run: RunDirectory, manifest: dict[str, Any]) -> RunDirectory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gencls_core.report import words
-from gencls_core.report.schema import Report
+from gencls_core.report.schema import Report, ScoringTask, TrainingTask
 
 __all__ = ["escaped", "render_markdown", "table"]
 
@@ -89,20 +89,22 @@ def _confusion(report: Report) -> str:
 
 
 def _costs(report: Report) -> str:
-    rows = []
-    for name, task in report.tasks.items():
-        training = task.training
-        rows.append(
-            [
-                escaped(name),
-                words.duration(training.seconds if training else None),
-                words.count(round(training.tokens_per_second) if training else None),
-                words.memory(training.peak_memory_bytes if training else None),
-                words.memory(training.peak_gpu_memory_bytes if training else None),
-                words.duration(task.scoring.seconds),
-                words.memory(task.scoring.peak_memory_bytes),
-            ]
-        )
+    costs: list[tuple[str, TrainingTask | None, ScoringTask | None]] = []
+    if report.training is not None:
+        costs.append(("*all classes*", report.training, None))
+    costs += [(escaped(name), task.training, task.scoring) for name, task in report.tasks.items()]
+    rows = [
+        [
+            name,
+            words.duration(training.seconds if training else None),
+            words.count(round(training.tokens_per_second) if training else None),
+            words.memory(training.peak_memory_bytes if training else None),
+            words.memory(training.peak_gpu_memory_bytes if training else None),
+            words.duration(scoring.seconds if scoring else None),
+            words.memory(scoring.peak_memory_bytes if scoring else None),
+        ]
+        for name, training, scoring in costs
+    ]
     head = ["class", "training", "tokens/s", "memory", "GPU memory", "scoring", "scoring memory"]
     return table(head, rows)
 

@@ -184,11 +184,9 @@ def ratio_plot(details: Details, *, likelihood: bool) -> str:
 
 
 def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
-    """Draw the training curve of each class, on one scale; at most `limit`."""
+    """Draw the training curve of each model, on one scale; at most `limit`."""
     histories = [
-        (name, task.training)
-        for name, task in report.tasks.items()
-        if task.training is not None and task.training.history
+        (name, training) for name, training in report.trainings.items() if training.history
     ][:limit]
     losses = [
         loss
@@ -218,6 +216,7 @@ def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
             train: list[float] = train,
             held_out: list[float] = held_out,
             best: float = training.best_epoch,
+            unit: str = training.loss_per,
         ) -> None:
             axes.plot(epochs, train, "o--", color=MUTED, markersize=3.5, label="train")
             if not all(math.isnan(value) for value in held_out):
@@ -227,12 +226,12 @@ def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel("epoch")
-            axes.set_ylabel("nats per token")
+            axes.set_ylabel(f"nats per {unit}")
             axes.legend(loc="upper right", ncols=3, fontsize=8.5, handlelength=1.6)
 
         label = (
-            f"Training curve of class {name}: train loss {words.nats(training.train_loss)}, "
-            f"held out {words.nats(training.validation_nll)} nats per token; epoch "
+            f"Training curve of {name}: train loss {words.nats(training.train_loss)}, "
+            f"held out {words.nats(training.validation_nll)} nats per {training.loss_per}; epoch "
             f"{training.best_epoch:g} was kept."
         )
         drawn.append((name, draw(f"training-{number}", label, (4.0, 2.5), plot)))

@@ -101,7 +101,7 @@ def predict(
     path: Location,
     *,
     prior: str | None = None,
-    system: str = "class-lm",
+    system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> int:
     """Publish the predictions of a run's scores, however many: a shard at a time in memory.

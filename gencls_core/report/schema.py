@@ -126,24 +126,29 @@ class EpochReport(_Part):
 
     epoch: float = Field(description="Passes over the train texts so far.")
     step: int = Field(description="Optimiser steps so far.")
-    train_loss: float = Field(description="Nats per token, mean since the last point.")
-    validation_nll: float | None = Field(description="Nats per token on held-out texts.")
+    train_loss: float = Field(description="Nats per unit, mean since the last point.")
+    validation_nll: float | None = Field(description="Nats per unit on held-out texts.")
     learning_rate: float = Field(description="At this step.")
 
 
 class TrainingTask(_Part):
-    """Training of one class model."""
+    """Training of one model: of a class, or of all classes."""
 
-    texts: int = Field(description="Train texts of the class.")
+    texts: int = Field(description="Its train texts.")
     tokens: int = Field(description="Tokens trained on, over all epochs.")
     seconds: float = Field(description="Time it took.")
     tokens_per_second: float = Field(description="Tokens trained on per second.")
     steps: int = Field(description="Optimiser steps.")
     epochs: float = Field(description="Passes over the train texts.")
     best_epoch: float = Field(description="The epoch whose weights were kept.")
-    train_loss: float = Field(description="Nats per token in the last epoch.")
-    validation_nll: float | None = Field(description="Nats per token, of the kept weights.")
-    validation_perplexity: float | None = Field(description="exp(validation_nll).")
+    loss_per: str = Field(
+        description="Unit of the losses: `token`, or `text` where training compared classes."
+    )
+    train_loss: float = Field(description="Nats per unit in the last epoch.")
+    validation_nll: float | None = Field(description="Nats per unit, of the kept weights.")
+    validation_perplexity: float | None = Field(
+        description="exp(validation_nll); null where the unit is a text."
+    )
     peak_memory_bytes: int = Field(description="Peak resident memory of the process.")
     peak_gpu_memory_bytes: int = Field(description="Peak GPU memory; 0 on a CPU.")
     device: str = Field(description="Where it ran.")
@@ -165,7 +170,9 @@ class ScoringTask(_Part):
 class TaskReport(_Part):
     """What one class cost."""
 
-    training: TrainingTask | None = Field(description="Null where no class model was found.")
+    training: TrainingTask | None = Field(
+        description="Null where no class model was found, or one model serves all classes."
+    )
     scoring: ScoringTask = Field(description="Scoring of the test texts under this class.")
 
 
@@ -222,9 +229,18 @@ class Report(_Part):
     )
     timing: Timing = Field(description="What the run took.")
     tasks: dict[str, TaskReport] = Field(description="What each class took.")
+    training: TrainingTask | None = Field(
+        description="Training of the one model of all classes; null where each has its own."
+    )
     dataset: DatasetReport = Field(description="The data.")
     model: dict[str, Any] = Field(description="The base model, as in run.json.")
     config: dict[str, Any] = Field(description="Every setting of the run, as in run.json.")
     environment: dict[str, Any] = Field(description="Versions and machine, as in run.json.")
     score_digest: str = Field(description="SHA-256 over the score shards this is computed from.")
     notes: list[str] = Field(description="What a reader should know, in plain sentences.")
+
+    @property
+    def trainings(self) -> dict[str, TrainingTask]:
+        """Every training by what it is called: the class, or `all classes`."""
+        found = {name: task.training for name, task in self.tasks.items() if task.training}
+        return found if self.training is None else {"all classes": self.training, **found}
