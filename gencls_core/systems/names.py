@@ -22,7 +22,7 @@ _TITLES = {
 _ABOUT = {
     "class-lm": "a language model per class",
     "conditional-lm": "one language model that reads the class before the text",
-    "joint-lm": "the same, tuned to tell the classes apart",
+    "joint-lm": "one language model that reads the class before the text, tuned to tell classes apart",
     "zero-shot": "the language model, asked with a prompt",
     "discriminative": "the language model, fine-tuned with a classification head",
     "masked-lm": "a masked language model per class",
