@@ -28,7 +28,7 @@ from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
 from gencls_core.query_likelihoods import LikelihoodStream
 from gencls_core.remote_path import Location, RemotePath, store_failure
-from gencls_core.run import RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
 from gencls_core.storage import filesystem_of
 
@@ -65,7 +65,7 @@ def open_query(run: RunDirectory) -> duckdb.DuckDBPyConnection:
     if validation:
         connection.register("validation_scores", _score_dataset(run.validation_scores, validation))
     classes = _add_examples(connection, run)
-    _add_likelihoods(connection, run.scores, records, classes, run.system)
+    _add_likelihoods(connection, run.scores, records, classes, _system_of(run))
     _add_predictions(connection, run, with_texts=bool(classes))
     connection.execute("SET lock_configuration = true")
     return connection
@@ -162,6 +162,14 @@ def _add_examples(connection: duckdb.DuckDBPyConnection, run: RunDirectory) -> t
     partitions = [ds.field("split") == name for name in names]
     connection.register("examples", _files(paths, schema, partitions))
     return dataset.classes
+
+
+def _system_of(run: RunDirectory) -> str:
+    """Give the system whose likelihoods stand side by side; scores alone can be queried, too."""
+    try:
+        return run.system
+    except StoreError:
+        return CLASS_LM
 
 
 def _add_likelihoods(

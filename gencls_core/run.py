@@ -144,7 +144,8 @@ class RunDirectory:
         Raises:
             StoreError: where there is no manifest.
         """
-        recipe = self.manifest()["config"].get("recipe", {})
+        # A run of before there were recipes says nothing of them.
+        recipe = self.manifest().get("config", {}).get("recipe", {})
         return RECIPES[recipe.get("recipe", "independent")]
 
     def manifest(self) -> dict[str, Any]:
