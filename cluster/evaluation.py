@@ -253,7 +253,11 @@ def _other_texts(
     data = data.model_copy(update={"classes": tuple(source.manifest()["classes"])})
     apart = _scored_otherwise(source, config)
     scored_as = _scored_as(config) if apart else None
-    run = source.evaluation(digest_of([data.model_dump(mode="json"), labelled, scored_as]))
+    parts = [data.model_dump(mode="json"), labelled, scored_as]
+    if config.recipe.recipe != "independent":
+        # Scores of another recipe's models would not be noticed when those are trained again.
+        parts.append(config.recipe.system)
+    run = source.evaluation(digest_of(parts))
     own = source.dataset()
     config = config.model_copy(update={"data": data})
     with incoming_folder(run) as incoming:
@@ -322,14 +326,22 @@ def _prepare_with_models(
     size = ModelSize.of(base.config, base.parameters)
     device = device_of(budget, config.compute)
     precision, note = precision_of(budget, config.compute, device)
+    system = main_system(config)
     work = workload_of(
-        config, texts.dataset, precision, device, models=len(models), trainings=0, scores=True
+        config,
+        texts.dataset,
+        system,
+        precision,
+        device,
+        models=len(models),
+        trainings=0,
+        scores=True,
     )
     return Preparation(
         config=config,
         run=texts.run,
         dataset=texts.dataset,
-        system=main_system(config),
+        system=system,
         base=base,
         size=size,
         budget=budget,

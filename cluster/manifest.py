@@ -83,7 +83,13 @@ def previous_manifest(run: RunDirectory) -> dict[str, Any]:
 def manifest_of(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]:
     """Give the content of `run.json` but for status and time."""
     config, dataset = preparation.config, preparation.dataset
-    return cell_manifest(config, dataset, (preparation,), [preparation.system.name], previous)
+    name = preparation.system.name
+    manifest = cell_manifest(config, dataset, (preparation,), [name], previous)
+    # What other recipes have left in the run was made with settings of its own.
+    settings = dict.fromkeys(previous.get("systems", ()), previous.get("config"))
+    settings |= previous.get("settings", {})
+    manifest["settings"] = {**settings, name: manifest["config"]}
+    return manifest
 
 
 def cell_manifest(

@@ -78,6 +78,12 @@ class Workload:
     precision: str
     lora_rank: int | None
     gradient_checkpointing: bool
+    trained_tokens: int | None = None
+    """Training reads at most so many tokens of a text; None: as many as scoring."""
+    prefix_bytes: int = 0
+    """Of the longest prompt that stands before a text."""
+    compared: int = 1
+    """Sequences that training makes of a text."""
     texts_to_train: int = 0
     """Texts that all trainings read, each as often as there are epochs."""
     texts_to_score: int = 0
@@ -138,8 +144,9 @@ def tokens_per_pass(
         work: what is to be done.
         places: how many trainings of that many bytes can run at once and are of use.
     """
-    longest = _longest(size, work)
-    usual = max(min(TOKENS_PER_PASS[device], work.batch_size * longest), longest)
+    longest = _longest(size, work, work.trained_tokens)
+    batch = work.batch_size * work.compared * longest
+    usual = max(min(TOKENS_PER_PASS[device], batch), longest)
     halves = [usual]
     while halves[-1] > longest:
         halves.append(max(longest, halves[-1] // 2))
@@ -149,9 +156,12 @@ def tokens_per_pass(
     return next((n for n, room in zip(halves, found, strict=True) if room), halves[-1])
 
 
-def _longest(size: ModelSize, work: Workload) -> int:
-    """Estimate the tokens of the longest sequence that goes through the model at once."""
-    longest = math.ceil(work.longest_text_bytes / BYTES_PER_TOKEN) + 1
-    return max(
-        1, min(longest, work.max_length or longest, work.window or size.context, size.context)
-    )
+def _longest(size: ModelSize, work: Workload, cut: int | None = None) -> int:
+    """Estimate the tokens of the longest sequence that goes through the model at once.
+
+    Of a text at most `cut` tokens are read; its prompt stands before it.
+    """
+    text = math.ceil(work.longest_text_bytes / BYTES_PER_TOKEN) + 1
+    text = min(text, work.max_length or text, cut or text)
+    sequence = text + math.ceil(work.prefix_bytes / BYTES_PER_TOKEN)
+    return max(1, min(sequence, work.window or size.context, size.context))

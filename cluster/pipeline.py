@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.connection import Workplace
 from cluster.job_context import refuse_temporary
@@ -33,7 +36,7 @@ from gencls_core.datasets import ingest, open_source
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
-from gencls_core.run import RunDirectory
+from gencls_core.run import RunDirectory, system_of
 
 __all__ = ["prepare", "run_all", "train_models"]
 
@@ -147,9 +150,11 @@ def _work(
     run = preparation.run
     previous = previous_manifest(run)
     manifest = manifest_of(preparation, previous)
+    if previous and system_of(previous) != preparation.system.name:
+        run.drop_report()  # it is of another system
     run.write_manifest({**manifest, "status": "running"})
     # Time spent on the same settings before, for example by an invocation that was stopped.
-    before = previous.get("seconds") or 0.0 if previous.get("config") == manifest["config"] else 0.0
+    before = previous.get("seconds") or 0.0 if _settings_of(previous) == preparation.config else 0.0
     worked, status = False, "stopped"
     try:
         for event in _stages(preparation, place, lease, score=score):
@@ -180,6 +185,14 @@ def _work(
             with contextlib.suppress(StoreError):
                 run.write_manifest({**run.manifest(), "status": "failed"})
             raise
+
+
+def _settings_of(manifest: dict[str, Any]) -> RunConfig | None:
+    """Give the settings of an earlier invocation; what it did not know has its default."""
+    try:
+        return RunConfig.model_validate(manifest["config"])
+    except (KeyError, ValidationError):
+        return None
 
 
 def _stages(

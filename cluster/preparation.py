@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision
-from gencls_core.prompts import check_prompts, prefixes_for
+from gencls_core.prompts import check_prompts, prefixes_for, prompts_for
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
@@ -211,7 +212,7 @@ def prepare_run(
     trainings = 0 if done else len(wanted)
     held = len(dataset.classes) if system.model_per_class else 1
     work = workload_of(
-        config, dataset, precision, device, models=held, trainings=trainings, scores=scores
+        config, dataset, system, precision, device, models=held, trainings=trainings, scores=scores
     )
     return Preparation(
         config=config,
@@ -246,6 +247,7 @@ def _note_on_compiling(config: RunConfig, device: Device) -> list[str]:
 def workload_of(
     config: RunConfig,
     dataset: Dataset,
+    system: ModelSystem,
     precision: Precision,
     device: Device,
     *,
@@ -257,6 +259,7 @@ def workload_of(
     scored = [info.rows for name, info in dataset.splits.items() if name != "train"]
     train = dataset.splits.get("train")
     shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
+    under = len(dataset.classes) if names_classes(system) else models
     return Workload(
         models=models,
         trainings=trainings,
@@ -270,8 +273,24 @@ def workload_of(
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
         texts_to_train=round(train.rows * config.training.epochs) if train and trainings else 0,
-        texts_to_score=sum(scored) * models if scores else 0,
+        trained_tokens=config.recipe.tuned_tokens if system.objective == "joint" else None,
+        prefix_bytes=max(len(prefix.encode()) for prefix in _read_before(config, dataset, system)),
+        compared=(
+            min(config.recipe.compared_classes, len(dataset.classes))
+            if system.objective == "joint"
+            else 1
+        ),
+        texts_to_score=sum(scored) * under if scores else 0,
     )
+
+
+def _read_before(config: RunConfig, dataset: Dataset, system: ModelSystem) -> Sequence[str]:
+    """Give what stands before texts."""
+    if not names_classes(system):
+        return [""]
+    if system.objective is not None:
+        return prefixes_for(config.recipe, config.systems, dataset.classes)
+    return [p for name in dataset.classes for p in prompts_for(config.systems, name)]
 
 
 def _models_to_train(

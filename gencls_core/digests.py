@@ -44,9 +44,9 @@ def training_digest(
     sequence: SequenceConfig,
     training: TrainingConfig,
     precision: str,
-    objective: ObjectiveName = "causal",
-    prefixes: Sequence[str] = (),
-    recipe: RecipeConfig | None = None,
+    objective: ObjectiveName,
+    prefixes: Sequence[str],
+    recipe: RecipeConfig,
 ) -> str:
     """Name one trained model.
 
@@ -79,8 +79,9 @@ def training_digest(
         parts["masks"] = MASK_FORMAT
     if objective in ("conditional", "joint"):
         parts["prefixes"] = list(prefixes)
-    if objective == "joint" and recipe is not None:
-        parts["recipe"] = recipe.model_dump(mode="json", exclude={"prefix"})
+    if objective == "joint":
+        compared = min(recipe.compared_classes, len(dataset.classes))
+        parts["joint"] = [recipe.lm_weight, recipe.tuned_tokens, compared]
     return digest_of(parts)
 
 

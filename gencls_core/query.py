@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from gencls_core.config_sections import RECIPES
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
 from gencls_core.query_likelihoods import LikelihoodStream
@@ -65,7 +66,13 @@ def open_query(run: RunDirectory) -> duckdb.DuckDBPyConnection:
     if validation:
         connection.register("validation_scores", _score_dataset(run.validation_scores, validation))
     classes = _add_examples(connection, run)
-    _add_likelihoods(connection, run.scores, records, classes, _system_of(run))
+    _add_likelihoods(
+        connection,
+        run.scores,
+        records,
+        classes,
+        _system_of(run, {record.system for record in records}),
+    )
     _add_predictions(connection, run, with_texts=bool(classes))
     connection.execute("SET lock_configuration = true")
     return connection
@@ -164,12 +171,13 @@ def _add_examples(connection: duckdb.DuckDBPyConnection, run: RunDirectory) -> t
     return dataset.classes
 
 
-def _system_of(run: RunDirectory) -> str:
+def _system_of(run: RunDirectory, there: set[str]) -> str:
     """Give the system whose likelihoods stand side by side; scores alone can be queried, too."""
     try:
         return run.system
     except StoreError:
-        return CLASS_LM
+        recipes = there.intersection(RECIPES.values()) - {CLASS_LM}
+        return recipes.pop() if len(recipes) == 1 and CLASS_LM not in there else CLASS_LM
 
 
 def _add_likelihoods(

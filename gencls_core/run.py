@@ -18,6 +18,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,15 @@ from gencls_core.storage import (
     write_json,
 )
 
-__all__ = ["ALL_CLASSES", "CLASS_LM", "RUN_FORMAT", "RunDirectory", "RunStatus", "environment"]
+__all__ = [
+    "ALL_CLASSES",
+    "CLASS_LM",
+    "RUN_FORMAT",
+    "RunDirectory",
+    "RunStatus",
+    "environment",
+    "system_of",
+]
 
 RUN_FORMAT = 1
 CLASS_LM = RECIPES["independent"]
@@ -45,6 +54,13 @@ ALL_CLASSES = "all+classes"
 
 RunStatus = Literal["running", "finished", "incomplete", "failed", "stopped"]
 """`incomplete`: everything was tried, and some texts could not be scored."""
+
+
+def system_of(manifest: Mapping[str, Any]) -> str:
+    """Give the system that a run's recipe makes, by its manifest."""
+    # A run of before there were recipes says nothing of them.
+    recipe = manifest.get("config", {}).get("recipe", {})
+    return RECIPES[recipe.get("recipe", "independent")]
 
 
 @dataclass(frozen=True)
@@ -144,9 +160,7 @@ class RunDirectory:
         Raises:
             StoreError: where there is no manifest.
         """
-        # A run of before there were recipes says nothing of them.
-        recipe = self.manifest().get("config", {}).get("recipe", {})
-        return RECIPES[recipe.get("recipe", "independent")]
+        return system_of(self.manifest())
 
     def manifest(self) -> dict[str, Any]:
         """Read `run.json`.

@@ -23,12 +23,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gencls_core.config_sections import RECIPES
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset
 from gencls_core.datasets.writing import row_frame
 from gencls_core.errors import DataError, StoreError
 from gencls_core.ownership import _Other, own
 from gencls_core.remote_path import store_failure
-from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.run import CLASS_LM, RunDirectory, system_of
 from gencls_core.scoring_job import model_names
 from gencls_core.storage import (
     TEMPORARY_NAME,
@@ -95,7 +96,8 @@ def verify(run: RunDirectory) -> Verification:
     total.add(check_bases(run, files))
     for system in _trained_systems(files, manifest.get("systems", [CLASS_LM])):
         names = model_names(MODEL_SYSTEMS[system], classes)
-        total.add(check_models(run, files, names, system))
+        wanted = system in manifest.get("systems", [CLASS_LM])
+        total.add(check_models(run, files, names, system, wanted=wanted))
     total.add(_scores_of(run, files, classes, dataset, dataset))
     for name in sorted({name.split("/")[1] for name in files if name.startswith("evaluations/")}):
         prefix = f"evaluations/{name}/"
@@ -242,6 +244,7 @@ def _scores_of(
     """Check both score stores and the report; `calibration` has the validation texts."""
     checked = Checked()
     reported = any(name.startswith("report/") for name in files)
+    main, abandoned = _recipes(run)
     for folder, texts, split in (
         ("scores", dataset, "test"),
         ("validation-scores", calibration, "validation"),
@@ -253,12 +256,26 @@ def _scores_of(
             {name: size for name, size in below.items() if not _is_temporary(name)},
             classes,
             rows,
-            expected=run.system if reported and folder == "scores" else None,
+            expected=main if reported and folder == "scores" else None,
+            abandoned=abandoned,
         )
         checked.add(found, f"{folder}/")
     if reported:
         checked.findings += _report(run, files)
     return checked
+
+
+def _recipes(run: RunDirectory) -> tuple[str | None, frozenset[str]]:
+    """Give the system that the run's report is of, and those of recipes that it has left.
+
+    Where its `run.json` is gone or torn, nothing is expected of it.
+    """
+    try:
+        manifest = run.manifest()
+    except StoreError:
+        return None, frozenset()
+    asked = manifest.get("systems", [CLASS_LM])
+    return system_of(manifest), frozenset(RECIPES.values()).difference(asked)
 
 
 def _report(run: RunDirectory, files: dict[str, int]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from gencls_core.model_source import STAGED_NAME
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import file_sha256, read_json
-from gencls_core.verify_findings import Checked, Finding, folders_below
+from gencls_core.verify_findings import Checked, Finding, Kind, folders_below
 
 __all__ = ["check_bases", "check_models"]
 
@@ -39,7 +39,12 @@ def check_bases(run: RunDirectory, files: dict[str, int]) -> Checked:
 
 
 def check_models(
-    run: RunDirectory, files: dict[str, int], classes: Sequence[str], system: str = CLASS_LM
+    run: RunDirectory,
+    files: dict[str, int],
+    classes: Sequence[str],
+    system: str = CLASS_LM,
+    *,
+    wanted: bool = True,
 ) -> Checked:
     """Check every model of a system, file by file.
 
@@ -48,6 +53,8 @@ def check_models(
         files: what lies in it, with sizes in bytes.
         classes: the classes that have a model each; one empty name for a model of all.
         system: whose models.
+        wanted: whether the same command again would make what is absent; models of a recipe that
+            the run has left may be incomplete.
     """
     checked = Checked()
     below = "models" if system == CLASS_LM else f"systems/{system}"
@@ -59,16 +66,17 @@ def check_models(
         if commit not in files:
             cut_short = (f"{place}/",) if folder in there else ()
             problem = f"no committed model of {_whom(name)}"
-            checked.findings.append(Finding("missing", place, problem, cut_short))
+            kind: Kind = "missing" if wanted or cut_short else "note"
+            checked.findings.append(Finding(kind, place, problem, cut_short))
             continue
         try:
             record = read_json(run.path / commit)
-            wanted, of_class = record["files"], record["class"]
+            of_files, of_class = record["files"], record["class"]
         except (ValueError, KeyError, TypeError):
             checked.findings.append(Finding("torn", commit, "unreadable record", (f"{place}/",)))
             continue
         checked.models += 1
-        found = _weights(run.path, place, wanted, COMMIT_NAME, files)
+        found = _weights(run.path, place, of_files, COMMIT_NAME, files)
         broken = any(finding.kind != "foreign" for finding in found)
         if of_class != name:
             found.append(Finding("foreign", place, f"the model of {_whom(of_class)}"))

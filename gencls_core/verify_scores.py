@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from gencls_core.remote_path import Location
 from gencls_core.score_records import SCORE_FORMAT, ShardRecord, shard_of_record
 from gencls_core.scores import READERS, ScoreStore
 from gencls_core.storage import class_directory_name, class_name_of
-from gencls_core.verify_findings import Checked, Finding
+from gencls_core.verify_findings import Checked, Finding, Kind
 
 __all__ = ["check_scores"]
 
@@ -30,6 +30,7 @@ def check_scores(
     rows: int | None,
     *,
     expected: str | None,
+    abandoned: Collection[str] = (),
 ) -> Checked:
     """Check every shard of every system.
 
@@ -39,6 +40,7 @@ def check_scores(
         classes: the classes of the run; a system must have scored each.
         rows: examples of the scored split; None where they are not known.
         expected: a system that there must be scores of.
+        abandoned: systems whose scores may be incomplete: the run goes on with another recipe.
 
     Raises:
         StoreError: when the object store does not answer.
@@ -61,7 +63,7 @@ def check_scores(
     findings += [finding for _, finding in checked if finding is not None]
     # A shard whose record cannot be read is told of above; its range is then told of, too.
     found = [record for record, _ in checked if record is not None]
-    findings += _gaps(found, files, classes, rows, expected=expected)
+    findings += _gaps(found, files, classes, rows, expected=expected, abandoned=abandoned)
     return Checked(findings, shards=len(records))
 
 
@@ -125,10 +127,12 @@ def _gaps(
     rows: int | None,
     *,
     expected: str | None,
+    abandoned: Collection[str],
 ) -> Iterator[Finding]:
     """Find the ranges of examples that no shard covers, and those that two cover."""
     systems = {class_name_of(m[1]) for m in map(_NAME.fullmatch, files) if m is not None}
     for system in sorted(systems | ({expected} if expected else set())):
+        missing: Kind = "note" if system in abandoned else "missing"
         of_system = [record for record in records if record.system == system]
         for name in sorted({record.class_name for record in of_system}.difference(classes)):
             place = f"system={class_directory_name(system)}/class={class_directory_name(name)}"
@@ -139,14 +143,14 @@ def _gaps(
             of_class = [record for record in of_system if record.class_name == name]
             for record in sorted(of_class, key=lambda record: record.start):
                 if record.start > reached:
-                    yield Finding("missing", place, _span(reached, record.start))
+                    yield Finding(missing, place, _span(reached, record.start))
                 elif record.start < reached:
                     problem = f"examples {record.start:,} to {reached - 1:,} stand there twice"
                     yield Finding("torn", place, problem)
                 reached = max(reached, record.stop)
             last = rows if rows is not None else reached
             if reached < last or not of_class:
-                yield Finding("missing", place, _span(reached, last))
+                yield Finding(missing, place, _span(reached, last))
             elif reached > last:
                 problem = f"scores of {reached:,} examples where there are {last:,}"
                 yield Finding("foreign", place, problem)

@@ -47,8 +47,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.argument("runs", nargs=-1, type=LocationType(), metavar="[RUN]...")
 @click.option(
     "--systems",
-    help="What is compared, of class-lm, zero-shot, discriminative, masked-lm, "
-    "masked-lm-untrained, setfit, tfidf, nbsvm, naive-bayes and majority; what a RUN lacks of it "
+    help="What is compared, of class-lm, conditional-lm, joint-lm, zero-shot, discriminative, "
+    "masked-lm, masked-lm-untrained, setfit, tfidf, nbsvm, naive-bayes and majority; what a RUN lacks of it "
     f"is made there.  [default: {OF_DATA}; with RUNs, all that is in them and {OF_RUNS}]",
 )
 @click.option(
@@ -88,7 +88,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     "sequence",
     "scoring",
     "posterior",
-    leave_out=("max_samples", "sample_seed", "seed"),
+    leave_out=("max_samples", "sample_seed", "seed", "recipe"),
 )
 @section_options("compute")
 def compare_command(

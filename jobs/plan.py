@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gencls_core.errors import counted
-from jobs.options import SectionedCommand, build_config, section_options
-from jobs.run import baseline_option, resolve_shorthands, run_options
+from jobs.options import SectionedCommand, section_options
+from jobs.run import baseline_option, run_config, run_options
 
 if TYPE_CHECKING:
     from cluster.preparation import Preparation
@@ -34,7 +34,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     \b
       gencls plan --data-dir data/imdb-classifier --model gpt2 --num-gpus 1 --gpu-memory-gb 16
     """
-    config = build_config(run_file, resolve_shorthands(flags))
+    config = run_config(run_file, flags)
     from rich.console import Console
     from rich.table import Table
 

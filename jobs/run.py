@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from gencls_core.config import RunConfig
 from jobs.options import (
     LocationType,
     SectionedCommand,
@@ -20,6 +21,7 @@ __all__ = [
     "resolve_fp16",
     "resolve_shorthands",
     "run_command",
+    "run_config",
     "run_options",
     "train_command",
 ]
@@ -29,6 +31,12 @@ baseline_option = click.option(
     default=None,
     help="Also train TF-IDF with logistic regression on the same split.",
 )
+
+OF_RECIPES = {
+    ("conditional", "joint"): {"prefix", "class_words"},
+    ("joint",): {"lm_weight", "tuned_tokens", "compared_classes"},
+}
+"""Recipes, and the settings that only they read."""
 
 QUICK_TEST = {"max_samples": 100, "epochs": 1.0, "max_test_samples": 100}
 
@@ -73,7 +81,7 @@ def run_command(run_file: Path | None, **flags: Any) -> None:
       gencls run --data reviews.csv --text-column review --label-column sentiment
       gencls run experiment.toml --learning-rate 1e-4
     """
-    config = build_config(run_file, resolve_shorthands(flags))
+    config = run_config(run_file, flags)
     from cluster.pipeline import run_all
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
@@ -94,13 +102,32 @@ def train_command(run_file: Path | None, **flags: Any) -> None:
       gencls train --data-dir data/imdb-classifier --output-dir results --model-size gpt2 \\
                    --epochs 3 --batch-size 8 --fp16
     """
-    config = build_config(run_file, resolve_shorthands(flags))
+    config = run_config(run_file, flags)
     from cluster.pipeline import train_models
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
 
     draw(train_models(config))
     click.echo(f"Class models: {RunDirectory(config.output_dir).models_path}")
+
+
+def run_config(run_file: Path | None, flags: dict[str, Any]) -> RunConfig:
+    """Put a run file and flags together.
+
+    Raises:
+        UsageError: when a flag was given that the recipe does not read.
+    """
+    given = {name for name, value in flags.items() if value not in (None, (), {}, False)}
+    config = build_config(run_file, resolve_shorthands(flags))
+    recipe = config.recipe.recipe
+    for needed, names in OF_RECIPES.items():
+        if recipe not in needed and (unread := sorted(given & names)):
+            flag = "--" + unread[0].replace("_", "-")
+            raise click.UsageError(
+                f"{flag} says nothing to --recipe {recipe}: give --recipe {needed[-1]}, or leave "
+                "it out"
+            )
+    return config
 
 
 def resolve_shorthands(flags: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,11 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
     table.add_column("system")
     for name in ("accuracy", "95 % interval", "macro F1"):
         table.add_column(name, justify="right")
-    main = "class language models" if report["system"] == "class-lm" else report["system"]
+    main = (
+        "class language models"
+        if report["system"] == "class-lm"
+        else system_title(report["system"])
+    )
     rows = [(main, report, "uncalibrated")]
     if report["accuracy"]["calibrated"] is not None:
         rows.append(("  calibrated on held-out texts", report, "calibrated"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def report(folder, said) -> dict:
 
 
 def test_the_report_is_of_the_recipes_system(folder, said, report):
-    assert "joint-lm" in said
+    assert "the tuned conditional model" in said
     run = RunDirectory(folder / "run")
     assert run.system == "joint-lm" == report["system"]
     assert run.manifest()["systems"] == ["joint-lm"]
@@ -83,10 +84,11 @@ def test_the_same_command_again_makes_nothing(folder, said):
 
 def test_plan_query_and_verify_know_the_recipe(folder, said):
     planned = succeed("plan", *command(folder, "--recipe", "joint")[1:])
-    assert "one language model that reads the class before the text" in " ".join(planned.split())
+    assert "a language model that reads the class before the text" in " ".join(planned.split())
     assert "the model          committed" in planned
-    rows = succeed("query", str(folder / "run"), "SELECT count(*) AS n FROM likelihoods")
-    assert str(TEST_TEXTS) in rows
+    counted = "SELECT count(*) AS n FROM likelihoods"
+    rows = succeed("query", str(folder / "run"), counted, "--format", "json")
+    assert json.loads(rows) == [{"n": TEST_TEXTS}]
     assert "whole: 1 model" in succeed("verify", str(folder / "run"))
 
 
@@ -101,7 +103,17 @@ def test_other_texts_are_labelled_by_the_same_model(folder, said):
     output = succeed(
         "evaluate", "--model-dir", str(folder / "run"), "--data", str(folder / "other/test.jsonl")
     )
-    assert "joint-lm" in output
+    [evaluated] = [
+        path for path in (folder / "run" / "evaluations").iterdir() if (path / "report").exists()
+    ]
+    found = json.loads((evaluated / "report" / "report.json").read_text())
+    assert (found["system"], found["num_examples"]) == ("joint-lm", 4 * len(CLASSES))
+    # An evaluation that lost its manifest is a finding, not the end of the check.
+    (evaluated / "run.json").unlink()
+    code, said = gencls("verify", str(folder / "run"))
+    assert code == 1
+    assert "the evaluation has not come to its end" in " ".join(said.split())
+    shutil.rmtree(evaluated)
 
 
 def test_other_prefixes_train_another_model(folder, said):
@@ -115,7 +127,19 @@ def test_other_prefixes_train_another_model(folder, said):
 
 
 def test_another_recipe_in_the_same_run_is_compared_with_what_is_there(folder, report):
-    said = succeed(*command(folder, "--recipe", "conditional", "--prefix", r"{class}:\n"))
+    said = succeed(
+        *command(
+            folder,
+            "--recipe",
+            "conditional",
+            "--prefix",
+            r"{class}:\n",
+            "--epochs",
+            "2",
+            "--learning-rate",
+            "0.002",
+        )
+    )
     run = RunDirectory(folder / "run")
     assert run.system == "conditional-lm"
     found = json.loads((folder / "run" / "report" / "report.json").read_text())
@@ -124,7 +148,12 @@ def test_another_recipe_in_the_same_run_is_compared_with_what_is_there(folder, r
     assert found["baselines"]["joint-lm"]["accuracy"] == report["accuracy"]["uncalibrated"]
     model = run.model_path("", "conditional-lm")
     assert json.loads((model / "prefixes.json").read_text())["01"] == "01:\n"
-    assert "conditional-lm" in said
+    assert "one conditional model" in said
+    # The tuned model keeps the settings that it was made with, and the report says so.
+    assert run.manifest()["settings"]["joint-lm"]["training"]["epochs"] == 16
+    assert found["notes"][-1] == (
+        "The baseline joint-lm was made with other settings: epochs 16.0, learning_rate 0.005."
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,6 +172,34 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, more, problem):
     code, said = gencls(*arguments)
     assert code in (1, 2)
     assert problem in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "flag"),
+    [
+        (("--prefix", "{class}: "), "--prefix says nothing to --recipe independent"),
+        (("--class-words", "01=sports"), "--class-words says nothing to --recipe independent"),
+        (
+            ("--recipe", "conditional", "--lm-weight", "1"),
+            "--lm-weight says nothing to --recipe cond",
+        ),
+    ],
+)
+def test_settings_that_the_recipe_does_not_read_are_refused(folder, tmp_path, more, flag):
+    code, said = gencls(*command(folder, *more, "--output-dir", str(tmp_path / "run")))
+    assert code == 2
+    assert flag in " ".join(said.split())
+
+
+def test_a_model_made_for_a_comparison_is_the_recipes(folder, tmp_path):
+    """The same settings give the same digest, whichever command asks for them."""
+    shared = command(folder)[1:-2]
+    succeed("compare", *shared, "--systems", "joint-lm", "--output-dir", str(tmp_path / "out"))
+    cell = tmp_path / "out" / "cells" / "all-texts" / "seed-0"
+    planned = succeed(
+        "plan", *shared, "--recipe", "joint", "--sample-seed", "0", "--output-dir", str(cell)
+    )
+    assert "the model          committed" in planned
 
 
 def test_one_of_several_class_models_cannot_be_trained_of_one(folder, tmp_path):

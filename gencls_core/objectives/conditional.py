@@ -11,13 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gencls_core.model_inputs import window_states
 from gencls_core.models import CausalLM
 from gencls_core.objectives.prefixed import LabelledText, PrefixedTexts
-from gencls_core.objectives.texts import OfTexts
+from gencls_core.objectives.texts import OfTexts, windows_nll
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import TokenizedText, Window, batches_by_token_budget
-from gencls_core.training_loss import negative_log_likelihood
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["ConditionalObjective"]
@@ -46,9 +44,7 @@ class ConditionalObjective(OfTexts[CausalLM, LabelledText]):
 
     def loss(self, part: _Pass) -> Tensor:
         """Sum −log P over the scored positions of one padded pass, in nats."""
-        lm = self._computing
-        hidden_ND, targets_N = window_states(lm, *part)
-        return negative_log_likelihood(hidden_ND, lm.head, targets_N, lm.vocabulary)
+        return windows_nll(self._computing, *part)
 
     def held_out_nll(self, tokens: int) -> float:
         """Give nats per token, by the scoring code."""

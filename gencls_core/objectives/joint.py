@@ -17,7 +17,8 @@ in the loss's gradient,
 
 then those whose weight counts as Σ −w_c · S_c, in passes as small as need be. The gradient is the
 loss's own, the memory that of a pass however many classes there are, and what is told apart
-already costs no more than a language model's training. Dropout is off in the first pass.
+already costs no more than a language model's training. Dropout, where a model has it, is off in the
+first pass and on in the second: weights are those of the whole model.
 
 Shapes: M texts, K compared classes.
 """
@@ -29,15 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
 
-from gencls_core.model_inputs import window_states
 from gencls_core.models import CausalLM
 from gencls_core.objectives.prefixed import LabelledText, PrefixedTexts
-from gencls_core.objectives.texts import OfTexts
+from gencls_core.objectives.texts import OfTexts, windows_nll
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import (
     TokenizedText,
@@ -45,10 +44,12 @@ from gencls_core.tokenization import (
     batches_by_token_budget,
     windows_of,
 )
-from gencls_core.training_loss import negative_log_likelihood
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["NEGLIGIBLE", "JointObjective"]
+
+TEXTS_AT_ONCE = 1024
+"""Held-out texts whose tokens are laid out after every class's prefix at once."""
 
 NEGLIGIBLE = 1e-3
 """Another class's likelihood gets no gradient where its probability is smaller."""
@@ -128,22 +129,20 @@ class JointObjective(OfTexts[CausalLM, LabelledText]):
 
     def loss(self, part: _Pass) -> Tensor:
         """Give a pass's share of the step's loss, in nats, with the gradients of its texts."""
-        lm = self._computing
-        hidden_ND, targets_N = window_states(lm, part.texts, part.windows)
-        weights = [part.weights[window.text] for window in part.windows]
-        lengths = [window.stop - window.score_from for window in part.windows]
-        weights_N = torch.from_numpy(np.repeat(weights, lengths).astype(np.float32))
-        nll = negative_log_likelihood(
-            hidden_ND, lm.head, targets_N, lm.vocabulary, weights_N.to(hidden_ND.device)
-        )
+        nll = windows_nll(self._computing, part.texts, part.windows, part.weights)
         return nll + part.constant
 
     def held_out_nll(self, tokens: int) -> float:
         """Give the loss in nats per text, with the same classes compared each time."""
-        classes_MK = self._classes(self._held_out, range(self.held_out), epoch=-1)
-        scores_MK = self._scores(self._held_out, classes_MK, tokens)
-        losses_M, _ = self._weights(self._held_out, classes_MK, scores_MK)
-        return float(losses_M.mean())
+        total = 0.0
+        for start in range(0, self.held_out, TEXTS_AT_ONCE):
+            texts_M = self._held_out[start : start + TEXTS_AT_ONCE]
+            numbers = range(start, start + len(texts_M))
+            classes_MK = self._classes(texts_M, numbers, epoch=-1)
+            scores_MK = self._scores(texts_M, classes_MK, tokens)
+            losses_M, _ = self._weights(texts_M, classes_MK, scores_MK)
+            total += float(losses_M.sum())
+        return total / self.held_out
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter), tokenizer and prefixes."""

@@ -46,28 +46,30 @@ class ClassPrefixes:
         """Tokenise the prefixes.
 
         Raises:
-            ModelError: when the tokenizer cannot tell two of them apart.
+            ModelError: when the tokenizer cannot tell two of them apart, or they leave no room for
+                a text.
         """
         tokens = PromptTokens.of(lm, {name: [prefix] for name, prefix in of_class.items()})
         ids = [prefix for [prefix] in tokens.of_class.values()]
-        return cls(of_class, ids, [tokens.window(policy, prefix) for prefix in ids], policy)
-
-    def cut_to(self, tokens: int) -> Self:
-        """Give the same prefixes for texts of which the first tokens are read, in one window each.
-
-        Raises:
-            ModelError: when they leave no room for a text.
-        """
-        room = self.policy.window - max(map(len, self.ids)) - 1
-        if room < 1:
+        found = cls(of_class, ids, [tokens.window(policy, prefix) for prefix in ids], policy)
+        if found.room < 2:  # a later window reads the prefix, and a token before its first
             raise ModelError.of(
                 "the prefixes leave no room for a text",
                 place="--prefix",
-                found=f"a prefix of {max(map(len, self.ids))} tokens",
-                expected=f"far fewer than the {self.policy.window} that the model reads at once",
+                found=f"a prefix of {tokens.longest} tokens",
+                expected=f"far fewer than the {policy.window} that the model reads at once",
                 remedy="a shorter --prefix, or shorter --class-words",
             )
-        kept = min(filter(None, [self.policy.max_length, tokens, room]))
+        return found
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text, EOS included, that fit into one window after every prefix."""
+        return self.policy.window - max(map(len, self.ids)) - 1
+
+    def cut_to(self, tokens: int) -> Self:
+        """Give the same prefixes for texts of which the first tokens are read, in one window."""
+        kept = min(filter(None, [self.policy.max_length, tokens, self.room]))
         return replace(self, policy=replace(self.policy, max_length=kept))
 
     def read(self, lm: CausalLM, texts: list[str], labels: Sequence[int]) -> list[LabelledText]:

@@ -117,7 +117,7 @@ def _report(
     models = origin if system == run.system else None
     tasks = tasks_of(matrix.classes, records, models, system)
     shared = None if models is None else training_of(models, system)
-    baselines, baseline_notes = _baselines(run, origin, inference, system)
+    baselines, baseline_notes = _baselines(run, origin, manifest, inference, system)
     notes = [*manifest.get("notes", []), *inference.notes, *baseline_notes]
     notes.extend(_notes_on_classes(plain, inference))
     untrained = [name for name, task in tasks.items() if task.training is None]
@@ -214,7 +214,11 @@ def _likelihood_check(inference: Inference) -> LikelihoodCheck | None:
 
 
 def _baselines(
-    run: RunDirectory, origin: RunDirectory, inference: Inference, system: str
+    run: RunDirectory,
+    origin: RunDirectory,
+    manifest: dict[str, Any],
+    inference: Inference,
+    system: str,
 ) -> tuple[dict[str, BaselineReport], list[str]]:
     matrix = inference.matrix
     found: dict[str, BaselineReport] = {}
@@ -234,10 +238,26 @@ def _baselines(
         found[name] = _as_baseline(
             evaluate(posterior_of(other, inference.prior), other.label_codes, matrix.classes)
         )
+        if (other_settings := _other_settings(manifest, system, name)) is not None:
+            notes.append(f"The baseline {name} was made with other settings: {other_settings}.")
         if not other.example_ids.equals(matrix.example_ids):
             notes.append(f"The baseline {name} was not scored on the same texts in the same order.")
     found.setdefault("majority", _majority(matrix, prior_counts(run, origin)))
     return found, notes
+
+
+def _other_settings(manifest: dict[str, Any], system: str, other: str) -> str | None:
+    """Say in which settings of model and training another system of the run differs."""
+    settings = manifest.get("settings", {})
+    if system not in settings or other not in settings:
+        return None
+    differing = [
+        f"{name} {value}"
+        for section in ("model", "sequence", "training")
+        for name, value in settings[other].get(section, {}).items()
+        if settings[system].get(section, {}).get(name, value) != value
+    ]
+    return ", ".join(differing) or None
 
 
 def _majority(matrix: LikelihoodMatrix, prior_counts: Mapping[str, int]) -> BaselineReport:

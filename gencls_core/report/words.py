@@ -86,7 +86,11 @@ def headline(report: Report) -> list[str]:
     """Say in sentences what came out; the first is the result."""
     labelled = report.num_examples - report.num_unlabelled
     name = system_title(report.system)
-    subject = f"The {name} label" if report.system == "class-lm" else f"The system {name} labels"
+    subject = (
+        f"The {name} label"
+        if report.system == "class-lm"
+        else f"{name[0].upper()}{name[1:]} labels"
+    )
     texts = f"the {count(labelled)} test texts" if labelled > 1 else "the one test text"
     low, high = report.accuracy_ci95.uncalibrated
     sentences = [

@@ -11,22 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gencls_core.config_sections import RECIPES
 from gencls_core.prefixes import read_prefixes
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
 from gencls_core.training_task import ObjectiveName
 
-__all__ = ["CONDITIONAL_LM", "JOINT_LM", "ConditionalLm", "JointLm"]
-
-CONDITIONAL_LM = "conditional-lm"
-JOINT_LM = "joint-lm"
+__all__ = ["ConditionalLm", "JointLm"]
 
 
 @dataclass(frozen=True)
 class ConditionalLm:
     """One model of all classes, trained on the likelihood of each text after its class's prefix."""
 
-    name: str = CONDITIONAL_LM
+    name: str = RECIPES["conditional"]
     quantity: Quantity = "log_likelihood"
     base: BaseKind = "causal"
     objective: ObjectiveName | None = "conditional"
@@ -64,5 +62,5 @@ class ConditionalLm:
 class JointLm(ConditionalLm):
     """The same, tuned to tell the classes apart."""
 
-    name: str = JOINT_LM
+    name: str = RECIPES["joint"]
     objective: ObjectiveName | None = "joint"

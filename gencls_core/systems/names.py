@@ -21,8 +21,8 @@ _TITLES = {
 
 _ABOUT = {
     "class-lm": "a language model per class",
-    "conditional-lm": "one language model that reads the class before the text",
-    "joint-lm": "one language model that reads the class before the text, tuned to tell classes apart",
+    "conditional-lm": "a language model that reads the class before the text",
+    "joint-lm": "a language model that reads the class before the text, tuned to tell them apart",
     "zero-shot": "the language model, asked with a prompt",
     "discriminative": "the language model, fine-tuned with a classification head",
     "masked-lm": "a masked language model per class",
