@@ -9,6 +9,7 @@ from typing import Any
 from cluster.preparation import Preparation
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
+from gencls_core.config_sections import RECIPES
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.run import CLASS_LM, RunDirectory, environment
@@ -21,6 +22,12 @@ __all__ = [
     "previous_manifest",
     "trained_models",
 ]
+
+
+_REMEDIES = {
+    name: f"train {'them' if name == CLASS_LM else 'it'} with `gencls train --recipe {recipe}`"
+    for recipe, name in RECIPES.items()
+}
 
 
 def committed_models(
@@ -52,10 +59,10 @@ def committed_models(
             "classes without a class model" if system == CLASS_LM else f"no model of {system}",
             place=run.models_of(system),
             found="none for " + ", ".join(missing),
-            expected=f"a committed model for each of the {len(classes)} classes",
-            remedy="train them with `gencls train`"
+            expected=f"a committed model for each of the {len(classes)} classes"
             if system == CLASS_LM
-            else "run the same command again",
+            else "one committed model for all classes",
+            remedy=_REMEDIES.get(system, "run the same command again"),
         )
     return tuple(models)
 

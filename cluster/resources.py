@@ -211,7 +211,7 @@ def _plan_training(
 ) -> tuple[int, int, Placement]:
     """Give tokens a pass, bytes of one training, and the placement."""
     kind = _Kind(
-        task="training one class model",
+        task="training one model",
         share_flag="--gpus-per-class",
         share=compute.gpus_per_class,
         count_flag="--concurrent-trainings",
@@ -240,7 +240,7 @@ def _plan_scoring(
 ) -> tuple[int, int, Placement]:
     """Give classes per actor, bytes of one actor, and the placement."""
     kind = _Kind(
-        task="a scoring actor with one class model",
+        task="a scoring actor with one model",
         share_flag="--gpus-per-actor",
         share=compute.gpus_per_actor,
         count_flag="--actors",

@@ -48,8 +48,9 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--systems",
     help="What is compared, of class-lm, conditional-lm, joint-lm, zero-shot, discriminative, "
-    "masked-lm, masked-lm-untrained, setfit, tfidf, nbsvm, naive-bayes and majority; what a RUN lacks of it "
-    f"is made there.  [default: {OF_DATA}; with RUNs, all that is in them and {OF_RUNS}]",
+    "masked-lm, masked-lm-untrained, setfit, tfidf, nbsvm, naive-bayes and majority; what a RUN "
+    f"lacks of it is made there.  [default: {OF_DATA}; with RUNs, all that is in them and "
+    f"{OF_RUNS}]",
 )
 @click.option(
     "--train-sizes",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster import capacity
+from cluster.memory import _longest
 from cluster.placement import Demand, place, room
 from cluster.resources import (
     GB,
@@ -117,13 +118,13 @@ def test_applying_models_needs_no_room_to_train():
     budget = workstation(gpu_memory_bytes=6 * GB)
     found = plan(budget, size=GPT2_MEDIUM, work=work)
     assert (found.actors, found.concurrent_trainings, found.tokens_per_pass) == (1, 0, 0)
-    with pytest.raises(ResourceError, match="training one class model does not fit"):
+    with pytest.raises(ResourceError, match="training one model does not fit"):
         plan(budget, size=GPT2_MEDIUM, work=replace(work, trainings=1))
 
 
 def test_training_alone_needs_no_room_to_score():
     work = replace(WORK, tokens_per_batch=10_000_000)
-    with pytest.raises(ResourceError, match="scoring actor with one class model does not fit"):
+    with pytest.raises(ResourceError, match="scoring actor with one model does not fit"):
         plan(work=work)
     assert plan(work=replace(work, shards=0)).actors == 0
 
@@ -373,3 +374,12 @@ def test_bf16_on_a_cpu_without_it_is_said_to_be_slow(monkeypatch):
         assert capacity.precision_of(WORKSTATION, asked, "cpu") == ("bf16", None)
     monkeypatch.setattr(capacity, "cpu_multiplies_bf16", lambda: True)
     assert capacity.precision_of(WORKSTATION, asked, "cpu") == ("bf16", None)
+
+
+def test_joint_tuning_is_planned_with_what_it_reads():
+    """The first tokens of a text after a prefix, under each compared class."""
+    long = replace(WORK, longest_text_bytes=30_000, window=None, max_length=None)
+    whole = _longest(GPT2, long, long.trained_tokens)
+    joint = replace(long, trained_tokens=64, prefix_bytes=30, compared=4)
+    assert _longest(GPT2, joint, joint.trained_tokens) == 64 + 10 < whole
+    assert _longest(GPT2, joint) == whole, "scoring reads all of a text"
