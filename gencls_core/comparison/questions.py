@@ -1,4 +1,4 @@
-"""The questions of the original experiment, answered from the figures and in words."""
+"""The questions of the original experiment, and of its successors, answered from the figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 from gencls_core.comparison.schema import Answer, Comparison, PairReport
 from gencls_core.comparison.words import points, significant, turned
+from gencls_core.config_sections import RECIPES
 from gencls_core.run import CLASS_LM
 from gencls_core.significance import format_p
 
@@ -14,12 +15,21 @@ __all__ = ["answers"]
 
 Verdict = Literal["yes", "no", "not shown", "not asked"]
 
+JOINT_LM = RECIPES["joint"]
+
 RIVALS = {
     "zero-shot": "Does training a language model per class beat zero-shot?",
     "discriminative": "Are the generative class models better than the discriminative model?",
     "masked-lm": "Are the causal class models better than masked ones?",
     "tfidf": "Are the class models better than TF-IDF with logistic regression?",
 }
+"""Of the class models."""
+RIVALS_OF_TUNED = {
+    CLASS_LM: "Does one model, tuned to tell the classes apart, beat a model per class?",
+    "discriminative": "Is the tuned generative model better than the discriminative model?",
+    "tfidf": "Is the tuned generative model better than TF-IDF with logistic regression?",
+}
+"""Asked only where they were scored."""
 
 
 def answers(pairs: Sequence[PairReport], others: Sequence[Comparison]) -> list[Answer]:
@@ -29,15 +39,17 @@ def answers(pairs: Sequence[PairReport], others: Sequence[Comparison]) -> list[A
         pairs: every two systems on these test texts.
         others: comparisons on other test texts.
     """
-    found = [_against(rival, question, pairs) for rival, question in RIVALS.items()]
+    found = [_against(CLASS_LM, rival, question, pairs) for rival, question in RIVALS.items()]
+    tuned = (_against(JOINT_LM, rival, asked, pairs) for rival, asked in RIVALS_OF_TUNED.items())
+    found += [answer for answer in tuned if answer.verdict != "not asked"]
     return [*found, _pattern(found, others)]
 
 
-def _against(rival: str, question: str, pairs: Sequence[PairReport]) -> Answer:
-    found = [pair for pair in pairs if _is(pair.a, CLASS_LM) and _is(pair.b, rival)]
-    found += [turned(p) for p in pairs if _is(p.b, CLASS_LM) and _is(p.a, rival)]
+def _against(system: str, rival: str, question: str, pairs: Sequence[PairReport]) -> Answer:
+    found = [pair for pair in pairs if _is(pair.a, system) and _is(pair.b, rival)]
+    found += [turned(p) for p in pairs if _is(p.b, system) and _is(p.a, rival)]
     if not found:
-        words = f"Not asked: {CLASS_LM} and {rival} were not both scored."
+        words = f"Not asked: {system} and {rival} were not both scored."
         return Answer(question=question, verdict="not asked", words=words)
     verdicts = {_verdict(pair) for pair in found}
     verdict: Verdict = verdicts.pop() if len(verdicts) == 1 else "not shown"
