@@ -10,12 +10,13 @@ from typing import Any
 
 from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
-from cluster.preparation import Preparation, main_system, model_digest, workload_of
+from cluster.preparation import Preparation, main_system, model_digest
 from cluster.resources import ModelSize, device_of, make_plan, precision_of
 from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import Scorer
 from cluster.stages import baseline_stage, report_stage
 from cluster.turn import in_turn, is_missing
+from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig
 from gencls_core.config_parsing import parse_run_config

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,21 +13,21 @@ from cluster.resources import (
     Budget,
     ModelSize,
     Plan,
-    Workload,
     device_of,
     local_budget,
     make_plan,
     precision_of,
 )
+from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ModelConfig, RunConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.digests import scratch_digest, shard_ranges, training_digest
+from gencls_core.digests import scratch_digest, training_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import resolve_prior
 from gencls_core.precision import Precision
-from gencls_core.prompts import check_prompts, prefixes_for, prompts_for
+from gencls_core.prompts import check_prompts, prefixes_for
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
@@ -36,7 +35,7 @@ from gencls_core.scratch import scratch_preset
 from gencls_core.systems.registry import MODEL_SYSTEMS
 from gencls_core.training_task import TrainingTask
 
-__all__ = ["Preparation", "check_base", "main_system", "model_digest", "prepare_run", "workload_of"]
+__all__ = ["Preparation", "check_base", "main_system", "model_digest", "prepare_run"]
 
 
 @dataclass(frozen=True)
@@ -242,55 +241,6 @@ def _note_on_compiling(config: RunConfig, device: Device) -> list[str]:
     if config.compute.compile != "on" or device != "cpu":
         return []
     return ["--compile on is for GPUs; on a CPU nothing is compiled"]
-
-
-def workload_of(
-    config: RunConfig,
-    dataset: Dataset,
-    system: ModelSystem,
-    precision: Precision,
-    device: Device,
-    *,
-    models: int,
-    trainings: int,
-    scores: bool,
-) -> Workload:
-    """Give what the plan depends on of the work that `config` asks for on `dataset`."""
-    scored = [info.rows for name, info in dataset.splits.items() if name != "train"]
-    train = dataset.splits.get("train")
-    shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
-    under = len(dataset.classes) if names_classes(system) else models
-    return Workload(
-        models=models,
-        trainings=trainings,
-        shards=shards if scores else 0,
-        batch_size=config.training.batch_size,
-        longest_text_bytes=max(info.longest_text_bytes for info in dataset.splits.values()),
-        window=config.sequence.window,
-        max_length=config.sequence.max_length,
-        tokens_per_batch=config.scoring.batch_tokens(device),
-        precision=precision,
-        lora_rank=config.model.lora_rank,
-        gradient_checkpointing=config.training.gradient_checkpointing,
-        texts_to_train=round(train.rows * config.training.epochs) if train and trainings else 0,
-        trained_tokens=config.recipe.tuned_tokens if system.objective == "joint" else None,
-        prefix_bytes=max(len(prefix.encode()) for prefix in _read_before(config, dataset, system)),
-        compared=(
-            min(config.recipe.compared_classes, len(dataset.classes))
-            if system.objective == "joint"
-            else 1
-        ),
-        texts_to_score=sum(scored) * under if scores else 0,
-    )
-
-
-def _read_before(config: RunConfig, dataset: Dataset, system: ModelSystem) -> Sequence[str]:
-    """Give what stands before texts."""
-    if not names_classes(system):
-        return [""]
-    if system.objective is not None:
-        return prefixes_for(config.recipe, config.systems, dataset.classes)
-    return [p for name in dataset.classes for p in prompts_for(config.systems, name)]
 
 
 def _models_to_train(
