@@ -31,6 +31,7 @@ def workload_of(
     scored = [info.rows for name, info in dataset.splits.items() if name != "train"]
     train = dataset.splits.get("train")
     shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
+    joint = system.objective == "joint"
     under = len(dataset.classes) if names_classes(system) else models
     return Workload(
         models=models,
@@ -45,13 +46,9 @@ def workload_of(
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
         texts_to_train=round(train.rows * config.training.epochs) if train and trainings else 0,
-        trained_tokens=config.recipe.tuned_tokens if system.objective == "joint" else None,
+        trained_tokens=config.recipe.tuned_tokens if joint else None,
         prefix_bytes=max(len(prefix.encode()) for prefix in _read_before(config, dataset, system)),
-        compared=(
-            min(config.recipe.compared_classes, len(dataset.classes))
-            if system.objective == "joint"
-            else 1
-        ),
+        compared=config.recipe.compared(len(dataset.classes)) if joint else 1,
         texts_to_score=sum(scored) * under if scores else 0,
     )
 

@@ -209,6 +209,10 @@ class RecipeConfig(Section):
         "epoch where there are more than this many in all.",
     )
 
+    def compared(self, classes: int) -> int:
+        """Give how many of so many classes joint tuning compares a text under."""
+        return min(self.compared_classes, classes)
+
     @property
     def system(self) -> str:
         """Name of the system that the recipe makes."""

@@ -80,7 +80,7 @@ def training_digest(
     if objective in ("conditional", "joint"):
         parts["prefixes"] = list(prefixes)
     if objective == "joint":
-        compared = min(recipe.compared_classes, len(dataset.classes))
+        compared = recipe.compared(len(dataset.classes))
         parts["joint"] = [recipe.lm_weight, recipe.tuned_tokens, compared]
     return digest_of(parts)
 

@@ -34,17 +34,18 @@ __all__ = [
 
 def prompts_for(systems: SystemsConfig, class_name: str) -> tuple[str, ...]:
     """Give the prompts of a class: every `{class}` is replaced by its words."""
-    words = systems.class_words.get(class_name, class_name)
-    return tuple(prompt.replace("{class}", words) for prompt in systems.prompts)
+    return tuple(_filled(prompt, systems, class_name) for prompt in systems.prompts)
 
 
 def prefixes_for(
     recipe: RecipeConfig, systems: SystemsConfig, classes: Sequence[str]
 ) -> tuple[str, ...]:
     """Give what the one model of all classes reads before a text, class by class."""
-    return tuple(
-        recipe.prefix.replace("{class}", systems.class_words.get(name, name)) for name in classes
-    )
+    return tuple(_filled(recipe.prefix, systems, name) for name in classes)
+
+
+def _filled(prompt: str, systems: SystemsConfig, class_name: str) -> str:
+    return prompt.replace("{class}", systems.class_words.get(class_name, class_name))
 
 
 def prompt_parts(

@@ -95,7 +95,7 @@ def _train(
     )
     trainer.train(resume_from_checkpoint=checkpoints.last_whole())
     nll = trainer.best_validation_nll
-    per = "text" if task.objective in ("classification", "joint") else "token"
+    per = objective.loss_per
     record = TrainingRecord(
         texts=len(task.texts),
         tokens=trainer.tokens_seen,

@@ -94,10 +94,10 @@ def verify(run: RunDirectory) -> Verification:
     dataset, found = _dataset(run)
     total = Checked(datasets=1, findings=[*_strangers(files), *_owners(run), *found])
     total.add(check_bases(run, files))
-    for system in _trained_systems(files, manifest.get("systems", [CLASS_LM])):
+    asked = manifest.get("systems", [CLASS_LM])
+    for system in _trained_systems(files, asked):
         names = model_names(MODEL_SYSTEMS[system], classes)
-        wanted = system in manifest.get("systems", [CLASS_LM])
-        total.add(check_models(run, files, names, system, wanted=wanted))
+        total.add(check_models(run, files, names, system, wanted=system in asked))
     total.add(_scores_of(run, files, classes, dataset, dataset))
     for name in sorted({name.split("/")[1] for name in files if name.startswith("evaluations/")}):
         prefix = f"evaluations/{name}/"

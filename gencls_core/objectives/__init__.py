@@ -13,7 +13,7 @@ through the model and what it costs is the objective's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,10 @@ class Objective(Protocol[Part]):
     @property
     def held_out(self) -> int:
         """Number of held-out texts; 0 trains all epochs and keeps the last weights."""
+
+    @property
+    def loss_per(self) -> Literal["token", "text"]:
+        """The unit of the loss; a text where it compares classes."""
 
     def units(self, numbers: Sequence[int]) -> int:
         """Give what the loss of these texts is divided by: tokens, or texts."""

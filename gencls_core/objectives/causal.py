@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gencls_core.errors import TrainingError
+from gencls_core.model_inputs import window_states
 from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
-from gencls_core.objectives.texts import OfTexts, windows_nll
+from gencls_core.objectives.texts import OfTexts, write_model
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import (
     SequencePolicy,
@@ -22,9 +26,10 @@ from gencls_core.tokenization import (
     batches_by_token_budget,
     windows_of,
 )
+from gencls_core.training_loss import negative_log_likelihood
 from gencls_core.training_task import TrainingTask
 
-__all__ = ["CausalObjective"]
+__all__ = ["CausalObjective", "load_base", "windows_nll"]
 
 _Pass = tuple[list[TokenizedText], list[Window]]
 
@@ -45,12 +50,7 @@ class CausalObjective(OfTexts[CausalLM, TokenizedText]):
     @classmethod
     def of(cls, task: TrainingTask) -> CausalObjective:
         """Load the base and tokenise the texts; see `load_objective`."""
-        lm = load_causal_lm(task.base)
-        if task.lora_rank is not None:
-            lm = attach_lora(lm, task.lora_rank, task.lora_alpha)
-        policy = SequencePolicy.resolve(
-            task.sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-        )
+        lm, policy = load_base(task)
         texts = _tokenize(lm, task.texts, policy)
         if not texts:
             raise TrainingError.of("no tokens to train on", place=task.title)
@@ -77,9 +77,46 @@ class CausalObjective(OfTexts[CausalLM, TokenizedText]):
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter) and tokenizer."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        self._lm.tokenizer.save_pretrained(folder)
+        write_model(self._lm, folder)
         return tokenizer_digest(self._lm.tokenizer)
+
+
+def load_base(task: TrainingTask) -> tuple[CausalLM, SequencePolicy]:
+    """Load the base, with an adapter where one is trained, and say what it reads of a text.
+
+    Raises:
+        ModelError: when the base cannot be loaded, or is no causal language model.
+    """
+    lm = load_causal_lm(task.base)
+    if task.lora_rank is not None:
+        lm = attach_lora(lm, task.lora_rank, task.lora_alpha)
+    policy = SequencePolicy.resolve(
+        task.sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
+    )
+    return lm, policy
+
+
+def windows_nll(
+    lm: CausalLM,
+    texts: Sequence[TokenizedText],
+    windows: Sequence[Window],
+    weights: NDArray[np.floating] | None = None,
+) -> Tensor:
+    """Give −Σ w log P over the scored positions of one padded pass, in nats, with gradients.
+
+    Args:
+        lm: the model.
+        texts: what the windows are of.
+        windows: what goes through the model at once.
+        weights: w of each text; None: 1.
+    """
+    hidden_ND, targets_N = window_states(lm, texts, windows)
+    weights_N = None
+    if weights is not None:
+        lengths = [window.stop - window.score_from for window in windows]
+        repeated = np.repeat([weights[window.text] for window in windows], lengths)
+        weights_N = torch.from_numpy(repeated.astype(np.float32)).to(hidden_ND.device)
+    return negative_log_likelihood(hidden_ND, lm.head, targets_N, lm.vocabulary, weights_N)
 
 
 def _tokenize(lm: CausalLM, texts: list[str], policy: SequencePolicy) -> list[TokenizedText]:

@@ -23,6 +23,8 @@ __all__ = ["ClassificationObjective"]
 class ClassificationObjective(OfTexts[Classifier, ReadText]):
     """A classifier and the tokenised texts of all classes, each with its class number."""
 
+    loss_per = "text"
+
     def __init__(
         self,
         classifier: Classifier,
@@ -47,10 +49,6 @@ class ClassificationObjective(OfTexts[Classifier, ReadText]):
             for texts in (task.texts, task.validation_texts)
         )
         return cls(classifier, texts, task.labels, held_out, task.validation_labels)
-
-    def units(self, numbers: Sequence[int]) -> int:
-        """Count texts: a long one decides its class once, as a short one does."""
-        return len(numbers)
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[list[int]]:
         """Cut texts into passes of similar length."""

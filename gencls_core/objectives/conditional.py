@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from gencls_core.models import CausalLM
+from gencls_core.objectives.causal import windows_nll
 from gencls_core.objectives.prefixed import LabelledText, PrefixedTexts
-from gencls_core.objectives.texts import OfTexts, windows_nll
+from gencls_core.objectives.texts import OfTexts
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import TokenizedText, Window, batches_by_token_budget
 from gencls_core.training_task import TrainingTask

@@ -35,8 +35,9 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from gencls_core.models import CausalLM
+from gencls_core.objectives.causal import windows_nll
 from gencls_core.objectives.prefixed import LabelledText, PrefixedTexts
-from gencls_core.objectives.texts import OfTexts, windows_nll
+from gencls_core.objectives.texts import OfTexts
 from gencls_core.scoring import score_texts
 from gencls_core.tokenization import (
     TokenizedText,
@@ -70,12 +71,14 @@ class _Pass:
 class JointObjective(OfTexts[CausalLM, LabelledText]):
     """A causal language model, a prefix for each class, and the first tokens of their texts."""
 
+    loss_per = "text"
+
     def __init__(
-        self, loaded: PrefixedTexts, *, lm_weight: float, compared_classes: int, seed: int
+        self, loaded: PrefixedTexts, *, lm_weight: float, compared: int, seed: int
     ) -> None:
         super().__init__(loaded.lm, loaded.texts, loaded.held_out)
         self._loaded = loaded
-        self._compared = min(compared_classes, len(loaded.prefixes.ids))
+        self._compared = compared
         self._seed = seed
         mean_length = float(np.mean([len(text) for text in loaded.texts]))
         self._scale = mean_length**-0.5
@@ -92,13 +95,9 @@ class JointObjective(OfTexts[CausalLM, LabelledText]):
         return cls(
             PrefixedTexts.of(task, first_tokens=task.recipe.tuned_tokens),
             lm_weight=task.recipe.lm_weight,
-            compared_classes=task.recipe.compared_classes,
+            compared=task.recipe.compared(len(task.classes)),
             seed=task.training.seed,
         )
-
-    def units(self, numbers: Sequence[int]) -> int:
-        """Count texts: a long one decides its class once, as a short one does."""
-        return len(numbers)
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[_Pass]:
         """Weigh each text under each compared class, and cut what counts into passes."""

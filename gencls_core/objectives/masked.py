@@ -22,7 +22,7 @@ from gencls_core.masked_loading import load_masked_lm, masked_tokenizer_digest
 from gencls_core.masked_models import MaskedLM
 from gencls_core.masked_training import mask_for_training, masked_loss
 from gencls_core.models import attach_lora
-from gencls_core.objectives.texts import OfTexts
+from gencls_core.objectives.texts import OfTexts, write_model
 from gencls_core.tokenization import Window, batches_by_token_budget
 from gencls_core.training_task import TrainingTask
 
@@ -93,8 +93,7 @@ class MaskedObjective(OfTexts[MaskedLM, MaskedText]):
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter) and tokenizer."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        self._lm.tokenizer.save_pretrained(folder)
+        write_model(self._lm, folder)
         return masked_tokenizer_digest(self._lm)
 
 

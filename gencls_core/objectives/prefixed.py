@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from gencls_core.errors import ModelError, TrainingError
-from gencls_core.models import CausalLM, attach_lora, load_causal_lm, tokenizer_digest
-from gencls_core.objectives.texts import refuse_absent_classes
+from gencls_core.models import CausalLM, tokenizer_digest
+from gencls_core.objectives.causal import load_base
+from gencls_core.objectives.texts import refuse_absent_classes, write_model
 from gencls_core.prefixes import write_prefixes
 from gencls_core.prompted import PromptTokens
 from gencls_core.tokenization import SequencePolicy, TokenizedText, Window, windows_of
@@ -112,12 +113,7 @@ class PrefixedTexts:
             TrainingError: when there is nothing to train on.
         """
         refuse_absent_classes(task)
-        lm = load_causal_lm(task.base)
-        if task.lora_rank is not None:
-            lm = attach_lora(lm, task.lora_rank, task.lora_alpha)
-        policy = SequencePolicy.resolve(
-            task.sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-        )
+        lm, policy = load_base(task)
         named = dict(zip(task.classes, task.prefixes, strict=True))
         prefixes = ClassPrefixes.of(lm, named, policy)
         if first_tokens is not None:
@@ -130,7 +126,6 @@ class PrefixedTexts:
 
     def save(self, folder: Path) -> str:
         """Write weights (or adapter), tokenizer and prefixes; give the tokenizer's digest."""
-        self.lm.model.save_pretrained(folder)  # type: ignore[operator]
-        self.lm.tokenizer.save_pretrained(folder)
+        write_model(self.lm, folder)
         write_prefixes(folder, self.prefixes.of_class)
         return tokenizer_digest(self.lm.tokenizer)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import replace
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from gencls_core.errors import TrainingError
-from gencls_core.model_inputs import window_states
-from gencls_core.models import LM, CausalLM
-from gencls_core.tokenization import TokenizedText, Window
-from gencls_core.training_loss import negative_log_likelihood
+from gencls_core.models import LM, LanguageModel
 from gencls_core.training_task import TrainingTask
 
-__all__ = ["OfTexts", "refuse_absent_classes", "windows_nll"]
+__all__ = ["OfTexts", "refuse_absent_classes", "write_model"]
 
 Text = TypeVar("Text", bound=Sized)
 
 
 class OfTexts(Generic[LM, Text]):
-    """A model and tokenised texts, counted in tokens; the base of every objective."""
+    """A model and tokenised texts; the base of every objective."""
+
+    loss_per: Literal["token", "text"] = "token"
 
     def __init__(self, lm: LM, texts: list[Text], held_out: list[Text]) -> None:
         self._lm = lm
@@ -53,31 +50,16 @@ class OfTexts(Generic[LM, Text]):
         return len(self._held_out)
 
     def units(self, numbers: Sequence[int]) -> int:
-        """Count tokens: the loss is per token."""
+        """Count tokens, or texts: a long one decides its class once, as a short one does."""
+        if self.loss_per == "text":
+            return len(numbers)
         return sum(len(self._texts[number]) for number in numbers)
 
 
-def windows_nll(
-    lm: CausalLM,
-    texts: Sequence[TokenizedText],
-    windows: Sequence[Window],
-    weights: NDArray[np.floating] | None = None,
-) -> Tensor:
-    """Give −Σ w log P over the scored positions of one padded pass, in nats, with gradients.
-
-    Args:
-        lm: the model.
-        texts: what the windows are of.
-        windows: what goes through the model at once.
-        weights: w of each text; None: 1.
-    """
-    hidden_ND, targets_N = window_states(lm, texts, windows)
-    weights_N = None
-    if weights is not None:
-        lengths = [window.stop - window.score_from for window in windows]
-        repeated = np.repeat([weights[window.text] for window in windows], lengths)
-        weights_N = torch.from_numpy(repeated.astype(np.float32)).to(hidden_ND.device)
-    return negative_log_likelihood(hidden_ND, lm.head, targets_N, lm.vocabulary, weights_N)
+def write_model(lm: LanguageModel, folder: Path) -> None:
+    """Write weights (or adapter) and tokenizer in Hugging Face form."""
+    lm.model.save_pretrained(folder)  # type: ignore[operator]
+    lm.tokenizer.save_pretrained(folder)
 
 
 def refuse_absent_classes(task: TrainingTask) -> None:

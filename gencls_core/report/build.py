@@ -40,7 +40,7 @@ from gencls_core.report.schema import (
     ReliabilityBinReport,
     Report,
 )
-from gencls_core.run import RunDirectory
+from gencls_core.run import RunDirectory, system_of
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import digest_of, publish_file, write_json
 
@@ -69,7 +69,7 @@ def build_report(
         UsageError: when the prior cannot be obeyed.
     """
     manifest = run.manifest()
-    system = system or run.system
+    system = system or system_of(manifest)
     inference = infer(run, prior=prior, system=system, models_of=models_of)
     dataset = run.dataset()
     if (inference.matrix.label_codes < 0).all():
@@ -114,7 +114,7 @@ def _report(
         )
 
     records = inference.records
-    models = origin if system == run.system else None
+    models = origin if system == system_of(manifest) else None
     tasks = tasks_of(matrix.classes, records, models, system)
     shared = None if models is None else training_of(models, system)
     baselines, baseline_notes = _baselines(run, origin, manifest, inference, system)

@@ -14,7 +14,7 @@ from gencls_core.calibration import Calibration, fit_calibration, why_not_calibr
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.posterior import label_prior, posterior_of, resolve_prior
-from gencls_core.run import RunDirectory
+from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import (
     FloatArray,
     LikelihoodMatrix,
@@ -148,7 +148,7 @@ def _rule(
     run: RunDirectory, prior: str | None, system: str | None, models_of: RunDirectory | None
 ) -> _Rule:
     manifest = run.manifest()
-    system = system or run.system
+    system = system or system_of(manifest)
     classes = tuple(manifest["classes"])
     origin = models_of or origin_of(run, manifest)
     prior_name = prior if prior is not None else manifest["config"]["posterior"]["prior"]

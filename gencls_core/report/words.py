@@ -86,11 +86,7 @@ def headline(report: Report) -> list[str]:
     """Say in sentences what came out; the first is the result."""
     labelled = report.num_examples - report.num_unlabelled
     name = system_title(report.system)
-    subject = (
-        f"The {name} label"
-        if report.system == "class-lm"
-        else f"{name[0].upper()}{name[1:]} labels"
-    )
+    subject = f"The {name} label" if report.system == "class-lm" else f"{_capitalised(name)} labels"
     texts = f"the {count(labelled)} test texts" if labelled > 1 else "the one test text"
     low, high = report.accuracy_ci95.uncalibrated
     sentences = [
@@ -101,7 +97,12 @@ def headline(report: Report) -> list[str]:
         figures = accuracy_sentence(report.accuracy.calibrated, report.accuracy_ci95.calibrated)
         sentences.append(f"Calibrated on held-out texts: {figures}.")
     for system, baseline in report.baselines.items():
-        label = system_title(system)
+        label = _capitalised(system_title(system))
         figures = accuracy_sentence(baseline.accuracy, baseline.accuracy_ci95)
-        sentences.append(f"{label[0].upper()}{label[1:]}: {figures}.")
+        sentences.append(f"{label}: {figures}.")
     return sentences
+
+
+def _capitalised(words: str) -> str:
+    """Begin a sentence with some words; `str.capitalize` would lower the rest."""
+    return f"{words[0].upper()}{words[1:]}"
