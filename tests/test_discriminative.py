@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
+from task_fixtures import examples_of, labelled_task
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -28,7 +28,6 @@ from gencls_core.class_models import ClassModel
 from gencls_core.classifier_loading import load_classifier, load_trained, wrap_classifier
 from gencls_core.classifiers import Classifier, text_batches
 from gencls_core.config import ScoringConfig, SequenceConfig, TrainingConfig
-from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import ModelError, TrainingError
 from gencls_core.model_source import ResolvedModel
 from gencls_core.objectives.classification import ClassificationObjective
@@ -108,24 +107,11 @@ def ordered(count: int, seed: int) -> Labelled:
 def make_task(
     base: ResolvedModel, destination: Path, train: Labelled, held_out: Labelled, **changes
 ) -> TrainingTask:
-    task = TrainingTask(
-        class_name="",
-        class_id=0,
-        digest="d" * 64,
-        base=base,
-        texts=[text for text, _ in train],
-        labels=tuple(label for _, label in train),
-        validation_texts=[text for text, _ in held_out],
-        validation_labels=tuple(label for _, label in held_out),
-        destination=destination,
-        sequence=SequenceConfig(),
-        training=TrainingConfig(epochs=1, batch_size=16, learning_rate=5e-3),
-        lora_rank=None,
-        lora_alpha=None,
-        precision="fp32",
-        device="cpu",
-        threads=1,
-        tokens_per_pass=512,
+    task = labelled_task(
+        base,
+        destination,
+        train,
+        held_out,
         system="discriminative",
         objective="classification",
         classes=CLASSES[:2],
@@ -145,17 +131,6 @@ def make_job(trained: ClassModel, base: ResolvedModel, **changes) -> ScoringJob:
         device="cpu",
     )
     return replace(job, **changes)
-
-
-def examples_of(texts: list[str]) -> pa.Table:
-    return pa.table(
-        {
-            "example_id": [str(number) for number in range(len(texts))],
-            "text": texts,
-            "label": [None] * len(texts),
-        },
-        schema=EXAMPLE_SCHEMA,
-    )
 
 
 def posteriors(

@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
 from scipy.special import log_softmax
+from task_fixtures import examples_of, labelled_task
 
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RecipeConfig, ScoringConfig, SequenceConfig, TrainingConfig
-from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import ModelError, StoreError, TrainingError
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import load_causal_lm
@@ -47,23 +46,13 @@ def base(request, tmp_path_factory) -> ResolvedModel:
 
 
 def task_of(base: ResolvedModel, destination: Path, **changes: object) -> TrainingTask:
-    task = TrainingTask(
-        class_name="",
-        class_id=0,
-        digest="d" * 64,
-        base=base,
-        texts=TEXTS,
-        labels=LABELS,
-        validation_texts=TEXTS[:3],
-        validation_labels=LABELS[:3],
-        destination=destination,
-        sequence=SequenceConfig(),
+    labelled = list(zip(TEXTS, LABELS, strict=True))
+    task = labelled_task(
+        base,
+        destination,
+        labelled,
+        labelled[:3],
         training=TrainingConfig(epochs=1, batch_size=3, learning_rate=1e-3),
-        lora_rank=None,
-        lora_alpha=None,
-        precision="fp32",
-        device="cpu",
-        threads=1,
         tokens_per_pass=128,
         system="joint-lm",
         objective="joint",
@@ -90,9 +79,7 @@ def job_of(trained: ClassModel, base: ResolvedModel, system: ConditionalLm) -> S
 def scores_of(job: ScoringJob, texts: list[str]) -> np.ndarray:
     """Score as an actor does, from the committed folder: [N, C]."""
     models = job.system.load(job, frozenset(job.classes))
-    names = [str(number) for number in range(len(texts))]
-    columns = {"example_id": names, "text": texts, "label": [None] * len(texts)}
-    examples = pa.table(columns, schema=EXAMPLE_SCHEMA)
+    examples = examples_of(texts)
     encoded = models.encode(examples)
     tables = [
         models.score(examples, name, job.sequence, job.scoring, encoded=encoded)
