@@ -6,7 +6,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --output-dir runs/demo
+DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --recipe independent \
+        --output-dir runs/demo
 
 .PHONY: help venv browser demo test faults test-slow chaos bench lint format clean
 

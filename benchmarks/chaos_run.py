@@ -87,7 +87,7 @@ def start(folder: Path, name: str, size: Size, output: Path) -> subprocess.Popen
         "--validation-fraction", "0.2", "--model", "scratch:tiny", "--epochs", str(size.epochs),
         "--patience", "0", "--learning-rate", "2e-3", "--shard-size", str(size.shard_size),
         "--num-cpus", "2", "--actors", "2", "--memory-gb", "8",
-        "--output-dir", str(folder / name),
+        "--recipe", "independent", "--output-dir", str(folder / name),
     ]  # fmt: skip
     # Threads that spin while they wait for each other stand still on a busy machine.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}

@@ -37,6 +37,9 @@ max_test_samples = {test}
 [model]
 model = "{model}"
 
+[recipe]
+recipe = "independent"
+
 [training]
 epochs = 1
 

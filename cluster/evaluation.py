@@ -18,7 +18,7 @@ from cluster.stages import baseline_stage, report_stage
 from cluster.turn import in_turn, is_missing
 from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
-from gencls_core.config import DataConfig, RunConfig
+from gencls_core.config import DataConfig, ResolvedTraining, RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets import Dataset, SplitName, ingest
 from gencls_core.errors import ModelError, UsageError
@@ -187,6 +187,7 @@ class _Evaluation:
         else:
             # Relative, so that a run that is moved keeps its calibration.
             manifest["calibration_run"] = "../.."
+            manifest["training"] = self.source.manifest().get("training", {})
         if worked:
             elapsed = round(time.perf_counter() - started, 2)
             manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
@@ -291,6 +292,8 @@ def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassMod
     """
     config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
     system = main_system(config)
+    if trained := manifest.get("training", {}).get(system.name):
+        config = config.model_copy(update={"training": ResolvedTraining(**trained)})
     names = model_names(system, manifest["classes"])
     digests = {
         name: model_digest(

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.preparation import Preparation
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
-from gencls_core.config_sections import RECIPES
+from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.run import CLASS_LM, RunDirectory, environment
@@ -96,6 +96,8 @@ def manifest_of(preparation: Preparation, previous: dict[str, Any]) -> dict[str,
     settings = dict.fromkeys(previous.get("systems", ()), previous.get("config"))
     settings |= previous.get("settings", {})
     manifest["settings"] = {**settings, name: manifest["config"]}
+    if preparation.selection is not None:
+        manifest["selection"] = preparation.selection.model_dump(mode="json")
     return manifest
 
 
@@ -109,7 +111,8 @@ def cell_manifest(
     """Give the content of `run.json` but for status and time, for any number of systems.
 
     `model` is the base of the class models where there are any, else of another system; a run of
-    light systems alone has none.
+    light systems alone has none. `training` says how each system was trained, with nothing left
+    open: a later version may have other defaults.
 
     Args:
         config: settings of the run.
@@ -127,6 +130,12 @@ def cell_manifest(
         "started": previous.get("started") or datetime.now(UTC).isoformat(),
         "seconds": previous.get("seconds"),
         "notes": list(dataset.warnings),
+        "training": previous.get("training", {})
+        | {
+            found.system.name: found.training.model_dump(mode="json")
+            for found in preparations
+            if found.system.objective is not None
+        },
     }
     if preparations:
         first = min(preparations, key=lambda p: (p.system.name != CLASS_LM, p.system.base))

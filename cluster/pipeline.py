@@ -23,6 +23,7 @@ from cluster.preparation import Preparation, check_base, prepare_run
 from cluster.resources import Budget
 from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import score_stage
+from cluster.selection import as_chosen_before, choose_recipe, first_candidate
 from cluster.shared_path import require_shared
 from cluster.stages import (
     base_stage,
@@ -32,7 +33,7 @@ from cluster.stages import (
 )
 from cluster.turn import has_work, in_turn
 from gencls_core.config import RunConfig
-from gencls_core.datasets import ingest, open_source
+from gencls_core.datasets import Dataset, ingest, open_source
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
@@ -60,14 +61,20 @@ def prepare(
         scores: whether texts are scored, too.
     """
     open_source(config.data)
-    check_base(config)
+    first = first_candidate(config)
+    check_base(first)
     run = RunDirectory(config.output_dir)
+
+    def prepared(dataset: Dataset) -> Preparation:
+        found = prepare_run(first, dataset, run, budget=budget, scores=scores)
+        return found if first is config else as_chosen_before(config, found, scores=scores)
+
     if scratch is not None:
         dataset = ingest(config.data, scratch / "dataset", reuse=run.dataset_path)
-        return prepare_run(config, dataset, run, budget=budget, scores=scores)
+        return prepared(dataset)
     with incoming_folder(run) as incoming:
         dataset = ingest(config.data, incoming, reuse=run.dataset_path)
-        preparation = prepare_run(config, dataset, run, budget=budget, scores=scores)
+        preparation = prepared(dataset)
         if dataset.path == run.dataset_path:
             return preparation
         run.adopt_dataset(incoming)
@@ -109,7 +116,7 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
     run = RunDirectory(config.output_dir)
     # What is plainly wrong is said before anything is waited for or joined.
     open_source(config.data)
-    check_base(config)
+    check_base(first_candidate(config))
     refuse_temporary(run.path)
     with ExitStack() as stack:
         (lease, place, preparation), waited = yield from in_turn(
@@ -149,14 +156,15 @@ def _work(
     """Do what is missing, and keep `run.json` true whatever happens."""
     run = preparation.run
     previous = previous_manifest(run)
-    manifest = manifest_of(preparation, previous)
-    if previous and system_of(previous) != preparation.system.name:
-        run.drop_report()  # it is of another system
-    run.write_manifest({**manifest, "status": "running"})
+    manifest = _begin(preparation, previous)
     # Time spent on the same settings before, for example by an invocation that was stopped.
     before = previous.get("seconds") or 0.0 if _settings_of(previous) == preparation.config else 0.0
     worked, status = False, "stopped"
     try:
+        if preparation.must_choose:
+            worked = True
+            preparation = yield from choose_recipe(preparation, place, lease, scores=score)
+            manifest = _begin(preparation, previous)
         for event in _stages(preparation, place, lease, score=score):
             worked = worked or not isinstance(event, ClassReused | StageStarted)
             yield event
@@ -185,6 +193,16 @@ def _work(
             with contextlib.suppress(StoreError):
                 run.write_manifest({**run.manifest(), "status": "failed"})
             raise
+
+
+def _begin(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]:
+    """Say in `run.json` that the run is under way; gives what else stands there."""
+    run = preparation.run
+    manifest = manifest_of(preparation, previous)
+    if previous and system_of(previous) != preparation.system.name:
+        run.drop_report()  # it is of another system
+    run.write_manifest({**manifest, "status": "running"})
+    return manifest
 
 
 def _settings_of(manifest: dict[str, Any]) -> RunConfig | None:

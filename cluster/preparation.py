@@ -18,9 +18,9 @@ from cluster.resources import (
     make_plan,
     precision_of,
 )
-from cluster.workload import workload_of
+from cluster.workload import training_of, workload_of
 from gencls_core.class_models import ClassModel
-from gencls_core.config import ModelConfig, RunConfig
+from gencls_core.config import ModelConfig, ResolvedTraining, RunConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.digests import scratch_digest, training_digest
 from gencls_core.errors import UsageError
@@ -32,6 +32,7 @@ from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
 from gencls_core.scratch import scratch_preset
+from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.registry import MODEL_SYSTEMS
 from gencls_core.training_task import TrainingTask
 
@@ -53,6 +54,10 @@ class Preparation:
     plan: Plan
     precision: Precision
     notes: tuple[str, ...]
+    asked: RunConfig | None = None
+    """What was asked for, where that leaves the recipe open."""
+    selection: SelectionReport | None = None
+    """How the recipe was chosen, once it is."""
     torn: frozenset[str] = frozenset()
     """Classes whose committed model has other bytes by now: to be trained again."""
 
@@ -62,9 +67,19 @@ class Preparation:
         return is_scratch(self.base.name) and not self.base.files
 
     @property
+    def must_choose(self) -> bool:
+        """Say whether the recipe is still to be chosen."""
+        return self.asked is not None and self.selection is None
+
+    @property
     def is_main(self) -> bool:
         """Say whether the run's report is of this system."""
         return self.system.name == self.config.recipe.system
+
+    @property
+    def training(self) -> ResolvedTraining:
+        """How the models are trained, with nothing left open."""
+        return training_of(self.config, self.dataset, self.system)
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
@@ -106,7 +121,7 @@ class Preparation:
                 validation_texts=[],
                 destination=self.run.model_path(name, self.system.name),
                 sequence=self.config.sequence,
-                training=self.config.training,
+                training=self.training,
                 lora_rank=self.config.model.lora_rank,
                 lora_alpha=self.config.model.lora_alpha,
                 precision=self.precision,
@@ -279,7 +294,7 @@ def model_digest(
         base_digest=base_digest,
         model=config.model,
         sequence=config.sequence,
-        training=config.training,
+        training=training_of(config, dataset, system),
         precision=precision,
         objective=system.objective or "causal",
         prefixes=prefixes_for(config.recipe, config.systems, dataset.classes),

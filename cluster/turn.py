@@ -72,7 +72,7 @@ def _await_owners(runs: Sequence[Location]) -> Iterator[Event]:
 
 def has_work(preparation: Preparation, *, score: bool) -> bool:
     """Say whether a run has anything to train or, with `score`, to score."""
-    if preparation.must_build_base or preparation.training_tasks():
+    if preparation.must_choose or preparation.must_build_base or preparation.training_tasks():
         return True
     if not score:
         return False

@@ -6,14 +6,26 @@ from collections.abc import Sequence
 
 from cluster.capacity import Device
 from cluster.memory import Workload
-from gencls_core.config import RunConfig
+from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.digests import shard_ranges
 from gencls_core.precision import Precision
 from gencls_core.prompts import prefixes_for, prompts_for
 from gencls_core.scoring_job import ModelSystem, names_classes
+from gencls_core.training_task import resolve_training
 
-__all__ = ["workload_of"]
+__all__ = ["training_of", "workload_of"]
+
+
+def training_of(config: RunConfig, dataset: Dataset, system: ModelSystem) -> ResolvedTraining:
+    """Give how a system's models are trained, with nothing left open."""
+    return resolve_training(
+        config.training,
+        system.objective,
+        all_classes=not system.model_per_class,
+        adapter=config.model.lora_rank is not None,
+        texts=dataset.splits["train"].rows if "train" in dataset.splits else 0,
+    )
 
 
 def workload_of(
@@ -32,6 +44,7 @@ def workload_of(
     train = dataset.splits.get("train")
     shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
     joint = system.objective == "joint"
+    epochs = training_of(config, dataset, system).epochs
     under = len(dataset.classes) if names_classes(system) else models
     return Workload(
         models=models,
@@ -45,7 +58,7 @@ def workload_of(
         precision=precision,
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
-        texts_to_train=round(train.rows * config.training.epochs) if train and trainings else 0,
+        texts_to_train=round(train.rows * epochs) if train and trainings else 0,
         trained_tokens=config.recipe.tuned_tokens if joint else None,
         prefix_bytes=max(len(prefix.encode()) for prefix in _read_before(config, dataset, system)),
         compared=config.recipe.compared(len(dataset.classes)) if joint else 1,

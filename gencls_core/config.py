@@ -28,13 +28,12 @@ from gencls_core.config_sections import (
     ModelConfig,
     Place,
     PosteriorConfig,
-    RecipeConfig,
     ScoringConfig,
     Section,
     SequenceConfig,
     SystemsConfig,
-    TrainingConfig,
 )
+from gencls_core.config_training import RecipeConfig, ResolvedTraining, TrainingConfig
 from gencls_core.remote_path import Location
 
 __all__ = [
@@ -45,6 +44,7 @@ __all__ = [
     "Place",
     "PosteriorConfig",
     "RecipeConfig",
+    "ResolvedTraining",
     "RunConfig",
     "ScoringConfig",
     "Section",

@@ -17,18 +17,16 @@ from pydantic import (
 from gencls_core.remote_path import RemotePath, as_location, uri_of
 
 __all__ = [
-    "RECIPES",
     "ComputeConfig",
     "DataConfig",
     "ModelConfig",
     "Place",
     "PosteriorConfig",
-    "RecipeConfig",
     "ScoringConfig",
     "Section",
     "SequenceConfig",
     "SystemsConfig",
-    "TrainingConfig",
+    "with_class",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -141,89 +139,6 @@ class SequenceConfig(Section):
     )
 
 
-class TrainingConfig(Section):
-    """How one class model is trained."""
-
-    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the train texts.")
-    batch_size: Positive = Field(8, description="Texts per optimiser batch.")
-    batch_tokens: Positive | None = Field(
-        None, description="Tokens per optimiser batch, instead of a number of texts."
-    )
-    gradient_accumulation: Positive = Field(
-        1, description="Batches whose gradients are summed into one optimiser step."
-    )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="Peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Decay of the learning rate after the warm-up."
-    )
-    warmup: float = Field(0.1, ge=0, lt=1, description="Part of all steps spent warming up.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Gradients are clipped to this norm."
-    )
-    seed: int = Field(0, ge=0, description="Seed of weights made from scratch, order and dropout.")
-    patience: int = Field(
-        2,
-        ge=0,
-        description="Stop after this many epochs without a better held-out negative "
-        "log-likelihood; 0 trains all epochs. The best epoch's weights are kept either way.",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, more time."
-    )
-
-
-RECIPES = {
-    "independent": "class-lm",
-    "conditional": "conditional-lm",
-    "joint": "joint-lm",
-}
-"""Recipe → the system that it makes."""
-
-
-class RecipeConfig(Section):
-    """Which class models a run trains, and what one model of all classes needs."""
-
-    recipe: Literal["independent", "conditional", "joint"] = Field(
-        "independent",
-        description="`independent`: a language model per class, the original method; "
-        "`conditional`: one model for all, which reads the class before the text; `joint`: the "
-        "same, tuned to tell the classes apart.",
-    )
-    prefix: str = Field(
-        "Topic: {class}\n",
-        description="What the one model of all classes reads before a text; `{class}` stands for "
-        "the class (`--class-words`).",
-    )
-    lm_weight: Annotated[float, Field(gt=0)] = Field(
-        0.2,
-        description="Joint tuning: weight of the mean log-likelihood of a text of average length "
-        "beside the class's log-probability; it keeps likelihoods likelihoods.",
-    )
-    tuned_tokens: Annotated[int, Field(ge=8)] = Field(
-        128, description="Joint tuning reads the first tokens of each text, so many of them."
-    )
-    compared_classes: Annotated[int, Field(ge=2)] = Field(
-        16,
-        description="Joint tuning compares a text's own class with the others, drawn anew in each "
-        "epoch where there are more than this many in all.",
-    )
-
-    def compared(self, classes: int) -> int:
-        """Give how many of so many classes joint tuning compares a text under."""
-        return min(self.compared_classes, classes)
-
-    @property
-    def system(self) -> str:
-        """Name of the system that the recipe makes."""
-        return RECIPES[self.recipe]
-
-    @field_validator("prefix")
-    @classmethod
-    def _names_the_class(cls, value: str) -> str:
-        return _with_class(value)
-
-
 class ScoringConfig(Section):
     """How texts are scored under the class models."""
 
@@ -282,10 +197,11 @@ class SystemsConfig(Section):
     @field_validator("prompts")
     @classmethod
     def _name_the_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_with_class, value))
+        return tuple(map(with_class, value))
 
 
-def _with_class(prompt: str) -> str:
+def with_class(prompt: str) -> str:
+    """Refuse a prompt that does not say where the class goes."""
     if "{class}" not in prompt:
         raise ValueError(f"{prompt!r} does not say where the class goes: write {{class}} there")
     return prompt

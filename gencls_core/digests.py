@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from gencls_core.class_models import CLASS_MODEL_FORMAT
-from gencls_core.config import ModelConfig, RecipeConfig, SequenceConfig, TrainingConfig
+from gencls_core.config import (
+    ModelConfig,
+    RecipeConfig,
+    ResolvedTraining,
+    SequenceConfig,
+    TrainingConfig,
+)
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.masked_draws import MASK_FORMAT
 from gencls_core.scores import SCORE_FORMAT
@@ -42,7 +48,7 @@ def training_digest(
     base_digest: str,
     model: ModelConfig,
     sequence: SequenceConfig,
-    training: TrainingConfig,
+    training: ResolvedTraining,
     precision: str,
     objective: ObjectiveName,
     prefixes: Sequence[str],

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from gencls_core.config_sections import RECIPES
+from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.errors import GenclsError, ResourceError, StoreError, UsageError
 from gencls_core.query_likelihoods import LikelihoodStream

@@ -8,6 +8,7 @@
 <run>/systems/<system>/     the models of other systems, likewise
 <run>/scores/               test scores      (see gencls_core.scores)
 <run>/validation-scores/    validation scores, for calibration
+<run>/candidates/           recipes that were tried, and their validation scores
 <run>/report/               report.json, report.md, report.html, predictions.parquet
 <run>/evaluations/<id>/     the same layout without models: other texts scored by this run's models
 """
@@ -24,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from gencls_core.config_sections import RECIPES
+from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import StoreError
 from gencls_core.remote_path import Location
@@ -68,6 +69,8 @@ class RunDirectory:
     """Paths of one run, and its manifest `run.json`."""
 
     path: Location
+    bases: Location | None = None
+    """Where models made from scratch lie, if that is in another run: one whose recipe is chosen."""
 
     @property
     def manifest_path(self) -> Location:
@@ -87,7 +90,7 @@ class RunDirectory:
     @property
     def base_path(self) -> Location:
         """Tokenizer and start weights of a model made from scratch."""
-        return self.path / "base"
+        return self.bases or self.path / "base"
 
     @property
     def models_path(self) -> Location:
@@ -134,7 +137,7 @@ class RunDirectory:
         """
         if self.dataset_path.exists():
             self.drop_report()
-            for name in ("scores", "validation-scores", "evaluations"):
+            for name in ("scores", "validation-scores", "evaluations", "candidates"):
                 remove_tree(self.path / name)
             remove_tree(self.dataset_path)
         with publish_directory(self.dataset_path, "dataset.json") as folder:

@@ -82,6 +82,20 @@ class LikelihoodMatrix:
         """Whether Bayes' rule applies; a log-posterior already contains its prior."""
         return self.quantity != "log_posterior"
 
+    def take(self, rows: IntArray) -> LikelihoodMatrix:
+        """Give some of the examples, by their row numbers."""
+        losses = None if self.loss_scores is None else self.loss_scores[rows]
+        return replace(
+            self,
+            example_ids=self.example_ids.take(pa.array(rows)),
+            label_codes=self.label_codes[rows],
+            scores=self.scores[rows],
+            num_tokens=self.num_tokens[rows],
+            truncated=self.truncated[rows],
+            num_windows=self.num_windows[rows],
+            loss_scores=losses,
+        )
+
     def example_id(self, row: int) -> str:
         """Give the id of one example."""
         return cast(str, self.example_ids[row].as_py())

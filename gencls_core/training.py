@@ -74,6 +74,8 @@ def _train(
     on_progress: Callable[[TrainingProgress], None] | None,
     started: float,
 ) -> ClassModel:
+    training = task.resolved_training
+
     def before_save() -> None:
         if task.fence is not None:
             task.fence.check()
@@ -85,12 +87,12 @@ def _train(
         before_save=before_save,
         after_save=checkpoints.keep,
         args=trainer_arguments(
-            task.training,
+            training,
             output_dir=checkpoints.folder,
             precision=task.precision,
             use_cpu=task.device == "cpu",
             evaluate=bool(objective.held_out),
-            total_steps=count_steps(objective.lengths, task.training),
+            total_steps=count_steps(objective.lengths, training),
         ),
     )
     trainer.train(resume_from_checkpoint=checkpoints.last_whole())

@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from gencls_core.class_models import EpochRecord
 from gencls_core.compilation import compile_layers
-from gencls_core.config import TrainingConfig
+from gencls_core.config import ResolvedTraining
 from gencls_core.events import TrainingProgress
 from gencls_core.objectives import Objective
 from gencls_core.precision import Precision
@@ -36,7 +36,7 @@ CHECKED_STEPS = 32
 
 
 def trainer_arguments(
-    config: TrainingConfig,
+    config: ResolvedTraining,
     *,
     output_dir: Path,
     precision: Precision,
@@ -79,7 +79,7 @@ def trainer_arguments(
     )
 
 
-def count_steps(lengths: list[int], config: TrainingConfig) -> int:
+def count_steps(lengths: list[int], config: ResolvedTraining) -> int:
     """Give the optimiser steps of a whole training, counted as Trainer counts them."""
     per_epoch = math.ceil(len(Batches(lengths, config)) / config.gradient_accumulation)
     return math.ceil(per_epoch * config.epochs)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from gencls_core.config import RecipeConfig, SequenceConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, ResolvedTraining, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Fence
 from gencls_core.precision import Precision
 from gencls_core.remote_path import Location
 
-__all__ = ["ObjectiveName", "TrainingTask"]
+__all__ = ["ObjectiveName", "TrainingTask", "resolve_training"]
 
 ObjectiveName = Literal["causal", "conditional", "joint", "masked", "classification"]
 
@@ -68,6 +68,17 @@ class TrainingTask:
         of_class = f"class {self.class_name!r}" if self.class_name else ""
         return ", ".join(filter(None, [self.system if self.system != "class-lm" else "", of_class]))
 
+    @property
+    def resolved_training(self) -> ResolvedTraining:
+        """The settings of the training, with nothing left open."""
+        return resolve_training(
+            self.training,
+            self.objective,
+            all_classes=not self.class_name,
+            adapter=self.lora_rank is not None,
+            texts=len(self.texts),
+        )
+
     def with_texts(self, dataset: Dataset) -> TrainingTask:
         """Read the texts that it learns from, and those held out."""
         if self.class_name:
@@ -85,6 +96,23 @@ class TrainingTask:
             validation_texts=held_out,
             validation_labels=held_out_labels,
         )
+
+
+def resolve_training(
+    training: TrainingConfig,
+    objective: ObjectiveName | None,
+    *,
+    all_classes: bool,
+    adapter: bool,
+    texts: int,
+) -> ResolvedTraining:
+    """Put in what settings leave to what is trained; see `TrainingConfig.resolved`."""
+    return training.resolved(
+        all_classes=all_classes,
+        compares=objective in ("joint", "classification"),
+        adapter=adapter,
+        texts=texts,
+    )
 
 
 def _labelled(

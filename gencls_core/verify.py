@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,12 +23,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gencls_core.config_sections import RECIPES
+from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset
 from gencls_core.datasets.writing import row_frame
 from gencls_core.errors import DataError, StoreError
 from gencls_core.ownership import _Other, own
-from gencls_core.remote_path import store_failure
+from gencls_core.remote_path import Location, store_failure
 from gencls_core.run import CLASS_LM, RunDirectory, system_of
 from gencls_core.scoring_job import model_names
 from gencls_core.storage import (
@@ -50,7 +50,7 @@ _REPORT = ("report.json", "report.md", "report.html", "predictions.parquet")
 _OWN_FILES = ("run.json", "events.jsonl")
 _FOLDERS = (
     "dataset", "base", "models", "systems", "scores", "validation-scores", "report",
-    "evaluations", ".owners",
+    "evaluations", "candidates", ".owners",
 )  # fmt: skip
 
 
@@ -99,11 +99,11 @@ def verify(run: RunDirectory) -> Verification:
         names = model_names(MODEL_SYSTEMS[system], classes)
         total.add(check_models(run, files, names, system, wanted=system in asked))
     total.add(_scores_of(run, files, classes, dataset, dataset))
-    for name in sorted({name.split("/")[1] for name in files if name.startswith("evaluations/")}):
+    for name, part in _parts(files, "candidates"):
+        found_there = _candidate(run.path / "candidates" / name, part, classes, dataset)
+        total.add(found_there, f"candidates/{name}/")
+    for name, part in _parts(files, "evaluations"):
         prefix = f"evaluations/{name}/"
-        part = {
-            path.removeprefix(prefix): n for path, n in files.items() if path.startswith(prefix)
-        }
         if not part:
             total.findings.append(Finding("foreign", prefix.rstrip("/"), "no evaluation"))
             continue
@@ -121,6 +121,25 @@ def verify(run: RunDirectory) -> Verification:
         datasets=total.datasets,
         findings=tuple(sorted(set(total.findings), key=lambda f: (f.place, f.kind, f.problem))),
     )
+
+
+def _parts(files: Mapping[str, int], folder: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """Give each subfolder of a folder with its files, named from it on, and their sizes."""
+    for name in sorted({name.split("/")[1] for name in files if name.startswith(f"{folder}/")}):
+        prefix = f"{folder}/{name}/"
+        yield name, {p.removeprefix(prefix): n for p, n in files.items() if p.startswith(prefix)}
+
+
+def _candidate(
+    path: Location, files: dict[str, int], classes: Sequence[str], dataset: Dataset | None
+) -> Checked:
+    """Check what a recipe was judged by, and its models where they are still there."""
+    checked, candidate = Checked(), RunDirectory(path)
+    for system in _trained_systems(files, ()):
+        names = model_names(MODEL_SYSTEMS[system], classes)
+        checked.add(check_models(candidate, files, names, system, wanted=False))
+    checked.add(_scores_of(candidate, files, classes, None, dataset))
+    return checked
 
 
 def _trained_systems(files: Iterable[str], wanted: Sequence[str]) -> list[str]:
@@ -175,6 +194,7 @@ def _strangers(files: Iterable[str]) -> Iterator[Finding]:
                 "models": r"[^/]+/.+",
                 "systems": rf"({'|'.join(MODEL_SYSTEMS)})/[^/]+/.+",
                 "evaluations": r"[0-9a-f]{16}/.+",
+                "candidates": r"[^/]+/(candidate\.json|(models|systems|validation-scores)/.+)",
             }.get(parts[0], ".+")
             if not re.fullmatch(known, "/".join(parts[1:])):
                 yield Finding("foreign", name, "nothing that gencls writes there")

@@ -49,7 +49,13 @@ def render_run_file() -> str:
         *_commented("baseline", RunConfig.model_fields["baseline"]),
         "",
     ]
-    chosen = {"data": '"demo"', "model": '"scratch:tiny"', "epochs": "40", "learning_rate": "1e-3"}
+    chosen = {
+        "data": '"demo"',
+        "model": '"scratch:tiny"',
+        "epochs": "10",
+        "learning_rate": "1e-3",
+        "recipe": '"auto"',
+    }
     for section, model in SECTIONS.items():
         lines.append(f"[{section}]")
         for name, field in model.model_fields.items():

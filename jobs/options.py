@@ -220,8 +220,16 @@ def given_values(flags: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def build_config(run_file: Path | None, flags: dict[str, Any]) -> RunConfig:
-    """Put a run file and the flags together; flags override the file."""
+def build_config(
+    run_file: Path | None, flags: dict[str, Any], *, recipe: str | None = None
+) -> RunConfig:
+    """Put a run file and the flags together; flags override the file.
+
+    Args:
+        run_file: the file, if there is one.
+        flags: values by the names of their fields; None where a flag was not given.
+        recipe: the command's own default, where neither says which.
+    """
     values: dict[str, Any] = load_run_config(run_file) if run_file is not None else {}
     given = given_values(flags)
     if {"data", "data_dir"} & given.get("data", {}).keys():
@@ -233,4 +241,6 @@ def build_config(run_file: Path | None, flags: dict[str, Any]) -> RunConfig:
             values[key] = {**values.get(key, {}), **value}
         else:
             values[key] = value
+    if recipe is not None:
+        values["recipe"] = {"recipe": recipe, **values.get("recipe", {})}
     return parse_run_config(values)

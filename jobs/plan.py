@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     \b
       gencls plan --data-dir data/imdb-classifier --model gpt2 --num-gpus 1 --gpu-memory-gb 16
     """
-    config = run_config(run_file, flags)
+    config = run_config(run_file, flags, recipe="auto")
     from rich.console import Console
     from rich.table import Table
 
@@ -65,7 +65,10 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         f"{preparation.precision} on {plan.device}{_faster(preparation)}",
     )
     table.add_row("training", _training(plan))
-    table.add_row("recipe", f"{config.recipe.recipe}: {about_system(preparation.system.name)}")
+    recipe = preparation.config.recipe.recipe
+    for number, line in enumerate(_choice(preparation)):
+        table.add_row("" if number else "choice", line)
+    table.add_row("recipe", f"{recipe}: {about_system(preparation.system.name)}")
     table.add_row("scoring", _scoring(plan, classes, preparation.system.model_per_class))
     for _, name in preparation.wanted_models():
         state = "to be trained" if name in todo else "committed"
@@ -81,6 +84,26 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     Console(highlight=False).print(table)
     for note in preparation.notes:
         click.echo(f"! {note}")
+
+
+def _choice(preparation: Preparation) -> Iterator[str]:
+    """Say which recipes would be tried, or which was chosen."""
+    from cluster.selection import why_not_chosen_by
+    from gencls_core.selection import candidates_of
+
+    if preparation.asked is None:
+        return
+    if preparation.selection is not None:
+        yield f"{preparation.selection.chosen}: {preparation.selection.reason}"
+        return
+    first, *others = (candidate.name for candidate in candidates_of(preparation.asked))
+    if reason := why_not_chosen_by(preparation.dataset):
+        yield f"{first}: {reason}"
+        return
+    yield f"{first} is trained in any case; what is below is of it"
+    budget = preparation.asked.recipe.budget
+    yield f"as far as {budget} in all allow: {', '.join(others)}"
+    yield "by the cross-fitted NLL of the held-out texts; never by the test texts"
 
 
 def _faster(preparation: Preparation) -> str:

@@ -33,8 +33,9 @@ baseline_option = click.option(
 )
 
 OF_RECIPES = {
-    ("conditional", "joint"): {"prefix", "class_words"},
-    ("joint",): {"lm_weight", "tuned_tokens", "compared_classes"},
+    ("auto", "conditional", "joint"): {"prefix", "class_words"},
+    ("auto", "joint"): {"lm_weight", "tuned_tokens", "compared_classes"},
+    ("auto",): {"budget"},
 }
 """Recipes, and the settings that only they read."""
 
@@ -72,16 +73,16 @@ def run_options(command: Any) -> Any:
 def run_command(run_file: Path | None, **flags: Any) -> None:
     """Train class models, score the test texts under them, and report.
 
-    A language model per class, or one for all classes, as --recipe says. RUN_FILE is a TOML file
-    (see `gencls init`); flags override it. The same command again goes on where it was
-    interrupted, and does nothing that is done.
+    A language model per class, or one for all classes, as --recipe says; by default what does best
+    on held-out texts. RUN_FILE is a TOML file (see `gencls init`); flags override it. The same
+    command again goes on where it was interrupted, and does nothing that is done.
 
     \b
       gencls run --data-dir data/imdb-classifier --model gpt2 --epochs 3 --output-dir runs/imdb
       gencls run --data reviews.csv --text-column review --label-column sentiment
       gencls run experiment.toml --learning-rate 1e-4
     """
-    config = run_config(run_file, flags)
+    config = run_config(run_file, flags, recipe="auto")
     from cluster.pipeline import run_all
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
@@ -108,23 +109,26 @@ def train_command(run_file: Path | None, **flags: Any) -> None:
     from jobs.progress import draw
 
     draw(train_models(config))
-    click.echo(f"Class models: {RunDirectory(config.output_dir).models_path}")
+    run = RunDirectory(config.output_dir)
+    click.echo(f"Models: {run.models_of(run.system)}")
 
 
-def run_config(run_file: Path | None, flags: dict[str, Any]) -> RunConfig:
-    """Put a run file and flags together.
+def run_config(
+    run_file: Path | None, flags: dict[str, Any], *, recipe: str | None = None
+) -> RunConfig:
+    """Put a run file and flags together; `recipe` is the command's default.
 
     Raises:
         UsageError: when a flag was given that the recipe does not read.
     """
     given = {name for name, value in flags.items() if value not in (None, (), {}, False)}
-    config = build_config(run_file, resolve_shorthands(flags))
-    recipe = config.recipe.recipe
+    config = build_config(run_file, resolve_shorthands(flags), recipe=recipe)
+    taken = config.recipe.recipe
     for needed, names in OF_RECIPES.items():
-        if recipe not in needed and (unread := sorted(given & names)):
+        if taken not in needed and (unread := sorted(given & names)):
             flag = "--" + unread[0].replace("_", "-")
             raise click.UsageError(
-                f"{flag} says nothing to --recipe {recipe}: give --recipe {needed[-1]}, or leave "
+                f"{flag} says nothing to --recipe {taken}: give --recipe {needed[-1]}, or leave "
                 "it out"
             )
     return config

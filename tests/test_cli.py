@@ -234,6 +234,7 @@ def test_ctrl_c_ends_all_processes_and_the_run_goes_on(tmp_path):
     command = [
         sys.executable, "-m", "jobs", "run", "--data-dir", str(data), "--output-dir",
         str(tmp_path / "run"), "--model", "scratch:tiny", "--epochs", "200", "--patience", "0",
+        "--recipe", "independent",
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True

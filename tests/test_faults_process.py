@@ -44,6 +44,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "--validation-fraction", "0.2", "--model", str(folder / "base"), "--epochs", "2",
         "--batch-size", "8", "--learning-rate", "5e-3", "--shard-size", str(SHARD_SIZE),
         "--num-cpus", "2", "--memory-gb", "8", "--output-dir", str(folder / "run"), "--no-baseline",
+        "--recipe", "independent",
     ]  # fmt: skip
     # A session of its own, as a terminal or a batch system gives it: signals reach it alone.
     return subprocess.Popen(

@@ -48,6 +48,8 @@ data_dir = "data"
 validation_fraction = 0.2
 [model]
 model = "base"
+[recipe]
+recipe = "independent"
 [training]
 epochs = 1
 batch_size = 8

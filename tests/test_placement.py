@@ -290,6 +290,7 @@ def test_a_base_model_that_a_node_lacks_is_named(budget, nodes, tmp_path):
 def test_the_plan_command_shows_the_nodes_of_the_cluster(nodes):
     """Joined as with --address: the figures are the cluster's, not this machine's."""
     words = ["plan", "--data", "demo", "--model", "scratch:tiny", "--device", "cpu"]
+    words += ["--recipe", "independent"]
     result = CliRunner().invoke(cli, [*words, "--actors", "3"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for has in ("4 CPUs, 17.0 GB for workers, 2 GPUs", "3 CPUs, 13.0 GB", "2 CPUs, 5.0 GB"):

@@ -23,7 +23,8 @@ def command(folder: Path, *more: str) -> list[str]:
     return [
         "run", "--data-dir", str(folder / "data"), "--model", str(folder / "base"),
         "--validation-fraction", "0.3", "--epochs", "16", "--learning-rate", "5e-3",
-        "--num-cpus", "2", "--memory-gb", "8", "--output-dir", str(folder / "run"), *more,
+        "--num-cpus", "2", "--memory-gb", "8", "--output-dir", str(folder / "run"),
+        *(() if "--recipe" in more else ("--recipe", "independent")), *more,
     ]  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def test_settings_that_the_recipe_does_not_read_are_refused(folder, tmp_path, mo
 
 def test_a_model_made_for_a_comparison_is_the_recipes(folder, tmp_path):
     """The same settings give the same digest, whichever command asks for them."""
-    shared = command(folder)[1:-2]
+    shared = command(folder, "--recipe", "joint")[1:-4]
     succeed("compare", *shared, "--systems", "joint-lm", "--output-dir", str(tmp_path / "out"))
     cell = tmp_path / "out" / "cells" / "all-texts" / "seed-0"
     planned = succeed(

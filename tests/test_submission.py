@@ -40,6 +40,8 @@ data_dir = "data"
 validation_fraction = 0.2
 [model]
 model = "base"
+[recipe]
+recipe = "independent"
 [training]
 epochs = {epochs}
 batch_size = 8

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gencls_core.comparison.schema import Answer, Comparison, PairReport
 from gencls_core.comparison.words import points, significant, turned
-from gencls_core.config_sections import RECIPES
+from gencls_core.config_training import RECIPES
 from gencls_core.run import CLASS_LM
 from gencls_core.significance import format_p
 

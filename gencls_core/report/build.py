@@ -118,6 +118,7 @@ def _report(
     tasks = tasks_of(matrix.classes, records, models, system)
     shared = None if models is None else training_of(models, system)
     baselines, baseline_notes = _baselines(run, origin, manifest, inference, system)
+    selection = None if models is None else origin.manifest().get("selection")
     notes = [*manifest.get("notes", []), *inference.notes, *baseline_notes]
     notes.extend(_notes_on_classes(plain, inference))
     untrained = [name for name, task in tasks.items() if task.training is None]
@@ -155,6 +156,7 @@ def _report(
         timing=timing_of(tasks, shared, manifest.get("seconds")),
         tasks=tasks,
         training=shared,
+        selection=selection,
         dataset=DatasetReport(
             name=dataset.name,
             fingerprint=dataset.fingerprint,
@@ -163,11 +165,18 @@ def _report(
             warnings=list(dataset.warnings),
         ),
         model=manifest["model"],
-        config=manifest["config"],
+        config=_config(manifest, system),
         environment=manifest["environment"],
         score_digest=_score_digest(records),
         notes=notes,
     )
+
+
+def _config(manifest: dict[str, Any], system: str) -> dict[str, Any]:
+    """Give the settings of a run, with what they left open as it was for the system."""
+    config: dict[str, Any] = manifest["config"]
+    trained = manifest.get("training", {}).get(system)
+    return config if trained is None else {**config, "training": trained}
 
 
 def _score_digest(records: Sequence[ShardRecord]) -> str:

@@ -27,6 +27,7 @@ def render_markdown(report: Report) -> str:
         _confusion(report),
         "## Cost",
         _costs(report),
+        *_selection(report),
         "## Data and settings",
         _settings(report),
     ]
@@ -107,6 +108,26 @@ def _costs(report: Report) -> str:
     ]
     head = ["class", "training", "tokens/s", "memory", "GPU memory", "scoring", "scoring memory"]
     return table(head, rows)
+
+
+def _selection(report: Report) -> list[str]:
+    chosen = report.selection
+    if chosen is None:
+        return []
+    rows = [
+        [
+            f"**{escaped(trial.name)}**" if trial.name == chosen.chosen else escaped(trial.name),
+            f"{trial.learning_rate:g}",
+            words.nats(trial.nll),
+            words.above(trial.above_best, trial.standard_error),
+            words.percent(trial.accuracy),
+            words.duration(trial.train_seconds),
+            escaped(trial.note or ""),
+        ]
+        for trial in chosen.trials
+    ]
+    head = ["recipe", "learning rate", "held-out NLL", "above the lowest", "accuracy", "training"]
+    return ["## Choice of the recipe", words.choice(chosen), table([*head, ""], rows)]
 
 
 def _settings(report: Report) -> str:

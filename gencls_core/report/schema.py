@@ -10,6 +10,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gencls_core.selection_report import SelectionReport
+
 __all__ = [
     "REPORT_FORMAT",
     "BaselineReport",
@@ -232,9 +234,14 @@ class Report(_Part):
     training: TrainingTask | None = Field(
         description="Training of the one model of all classes; null where each has its own."
     )
+    selection: SelectionReport | None = Field(
+        None, description="How the recipe was chosen; null where it was given."
+    )
     dataset: DatasetReport = Field(description="The data.")
     model: dict[str, Any] = Field(description="The base model, as in run.json.")
-    config: dict[str, Any] = Field(description="Every setting of the run, as in run.json.")
+    config: dict[str, Any] = Field(
+        description="Every setting, as in run.json; of the training nothing is left open."
+    )
     environment: dict[str, Any] = Field(description="Versions and machine, as in run.json.")
     score_digest: str = Field(description="SHA-256 over the score shards this is computed from.")
     notes: list[str] = Field(description="What a reader should know, in plain sentences.")

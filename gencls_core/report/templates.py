@@ -30,6 +30,8 @@ def template(package: str, name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        above=words.above,
+        choice=words.choice,
         percent=words.percent,
         count=words.count,
         nats=words.nats,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from gencls_core.report.schema import Report
+from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.names import system_title
 
 __all__ = [
+    "above",
     "accuracy_sentence",
+    "choice",
     "count",
     "duration",
     "headline",
@@ -80,6 +83,25 @@ def accuracy_sentence(accuracy: float, interval: tuple[float, float]) -> str:
     """Give an accuracy with its interval: `81.3 % (95 % interval 78.8–83.6 %)`."""
     low, high = interval
     return f"{percent(accuracy)} (95{NBSP}% interval {100 * low:.1f}–{100 * high:.1f}{NBSP}%)"
+
+
+def above(difference: float | None, error: float | None) -> str:
+    """Give a difference in nats with its standard error."""
+    if difference is None or error is None:
+        return "–"
+    return "the lowest" if difference == 0 == error else f"{difference:.3f} ± {error:.3f}"
+
+
+def choice(selection: SelectionReport) -> str:
+    """Say which recipe was taken, and why."""
+    sentence = f"{selection.chosen} was taken: {selection.reason}."
+    if not selection.held_out_texts:
+        return sentence
+    return (
+        f"{sentence} Recipes are judged by the mean −log P of the labels of "
+        f"{count(selection.held_out_texts)} held-out texts, calibrated without the text itself. "
+        "The test texts had no part in it."
+    )
 
 
 def headline(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gencls_core.config_sections import RECIPES
+from gencls_core.config_training import RECIPES
 from gencls_core.prefixes import read_prefixes
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob

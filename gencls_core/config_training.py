@@ -1,0 +1,170 @@
+"""The sections of a run file that say what is trained, and how; see `gencls_core.config`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from gencls_core.config_sections import Positive, Section, with_class
+
+__all__ = ["RECIPES", "RecipeConfig", "ResolvedTraining", "TrainingConfig"]
+
+
+class TrainingConfig(Section):
+    """How one class model is trained."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Passes over the train texts; default: 3, and for a model that learns to tell "
+        "classes apart as many more as few texts need.",
+    )
+    batch_size: Positive = Field(8, description="Texts per optimiser batch.")
+    batch_tokens: Positive | None = Field(
+        None, description="Tokens per optimiser batch, instead of a number of texts."
+    )
+    gradient_accumulation: Positive = Field(
+        1, description="Batches whose gradients are summed into one optimiser step."
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Peak learning rate; default: 5e-5, the original experiment's, and 1e-4 for a "
+        "model of all classes; of a LoRA adapter five times that.",
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Decay of the learning rate after the warm-up."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Part of all steps spent warming up.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Gradients are clipped to this norm."
+    )
+    seed: int = Field(0, ge=0, description="Seed of weights made from scratch, order and dropout.")
+    patience: int = Field(
+        2,
+        ge=0,
+        description="Stop after this many epochs without a better held-out negative "
+        "log-likelihood; 0 trains all epochs. The best epoch's weights are kept either way.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+
+    def resolved(
+        self, *, all_classes: bool, compares: bool, adapter: bool, texts: int
+    ) -> ResolvedTraining:
+        """Put in what the settings leave to the kind of model and the number of texts.
+
+        Args:
+            all_classes: whether one model serves all classes.
+            compares: whether it learns to tell them apart.
+            adapter: whether a LoRA adapter is trained instead of all weights.
+            texts: what it learns from.
+        """
+        rate, epochs = self.learning_rate, self.epochs
+        if rate is None:
+            rate = (_RATE_OF_ALL if all_classes else _RATE) * (_RATE_OF_ADAPTER if adapter else 1)
+        if epochs is None:
+            # Each step sees about so many texts, unless it is asked for tokens.
+            batch = self.batch_size * self.gradient_accumulation
+            enough = math.ceil(_ENOUGH_STEPS * batch / max(texts, 1)) if compares else 0
+            epochs = float(min(max(_EPOCHS, enough), _MOST_EPOCHS))
+        values = self.model_dump() | {"learning_rate": rate, "epochs": epochs}
+        return ResolvedTraining(**values)
+
+
+class ResolvedTraining(TrainingConfig):
+    """The same, with nothing left open."""
+
+    epochs: float
+    learning_rate: float
+
+
+_EPOCHS, _MOST_EPOCHS = 3, 10
+_ENOUGH_STEPS = 20
+"""Optimiser steps that a model needs to tell classes apart, however few texts there are."""
+_RATE, _RATE_OF_ALL = 5e-5, 1e-4
+_RATE_OF_ADAPTER = 5
+"""An adapter wants a higher rate than all weights (Schulman et al. 2025, LoRA Without Regret)."""
+
+
+RECIPES = {
+    "independent": "class-lm",
+    "conditional": "conditional-lm",
+    "joint": "joint-lm",
+}
+"""Recipe → the system that it makes. `auto` becomes one of them (`gencls_core.selection`)."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([hms]?)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
+
+
+class RecipeConfig(Section):
+    """Which class models a run trains, and what one model of all classes needs."""
+
+    recipe: Literal["independent", "conditional", "joint", "auto"] = Field(
+        "independent",
+        description="`independent`: a language model per class, the original method; "
+        "`conditional`: one model for all, which reads the class before the text; `joint`: the "
+        "same, tuned to tell the classes apart; `auto`: the one of them that does best on held-out "
+        "texts, as far as --budget lets them be tried. Default: `auto` where texts are scored, too "
+        "(`gencls run`), `independent` for `gencls train`.",
+    )
+    budget: str = Field(
+        "10m",
+        description="`--recipe auto`: how long trying recipes may take in all (90s, 10m, 1h30m); "
+        "the first is trained however long it takes.",
+    )
+    prefix: str = Field(
+        "Topic: {class}\n",
+        description="What the one model of all classes reads before a text; `{class}` stands for "
+        "the class (`--class-words`).",
+    )
+    lm_weight: Annotated[float, Field(gt=0)] = Field(
+        0.2,
+        description="Joint tuning: weight of the mean log-likelihood of a text of average length "
+        "beside the class's log-probability; it keeps likelihoods likelihoods.",
+    )
+    tuned_tokens: Annotated[int, Field(ge=8)] = Field(
+        128, description="Joint tuning reads the first tokens of each text, so many of them."
+    )
+    compared_classes: Annotated[int, Field(ge=2)] = Field(
+        16,
+        description="Joint tuning compares a text's own class with the others, drawn anew in each "
+        "epoch where there are more than this many in all.",
+    )
+
+    def compared(self, classes: int) -> int:
+        """Give how many of so many classes joint tuning compares a text under."""
+        return min(self.compared_classes, classes)
+
+    @property
+    def system(self) -> str:
+        """Name of the system that the recipe makes; `auto` has none until it has chosen."""
+        return RECIPES[self.recipe]
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget in seconds."""
+        return _seconds(self.budget)
+
+    @field_validator("budget")
+    @classmethod
+    def _is_duration(cls, value: str) -> str:
+        _seconds(value)
+        return value
+
+    @field_validator("prefix")
+    @classmethod
+    def _names_the_class(cls, value: str) -> str:
+        return with_class(value)
+
+
+def _seconds(text: str) -> float:
+    """Read a length of time: `90s`, `10m`, `1h30m`, or a number of seconds."""
+    parts = _DURATION.findall(text)
+    if not parts or "".join(map("".join, parts)) != text.strip():
+        raise ValueError(f"{text!r} is no length of time: write 90s, 10m, 1h30m, or seconds")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -1,0 +1,43 @@
+"""How a recipe was chosen, as `run.json` and `report.json` say it. Times are seconds."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["SelectionReport", "TrialReport"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrialReport(_Part):
+    """A recipe that might have been taken."""
+
+    name: str = Field(description="Recipe, and its learning rate where that is not the default.")
+    recipe: str = Field(description="`joint`, `conditional` or `independent`.")
+    learning_rate: float = Field(description="Peak learning rate.")
+    nll: float | None = Field(
+        None,
+        description="Mean −log P(true class) of the held-out texts, nats, calibrated without the "
+        "text itself; null where it was not tried.",
+    )
+    above_best: float | None = Field(None, description="Its difference from the lowest, nats.")
+    standard_error: float | None = Field(
+        None, description="Of that difference, text by text, nats."
+    )
+    accuracy: float | None = Field(None, description="On the held-out texts.")
+    train_seconds: float | None = Field(None, description="Training.")
+    seconds: float | None = Field(None, description="Training, and scoring the held-out texts.")
+    note: str | None = Field(None, description="Why it was not tried.")
+
+
+class SelectionReport(_Part):
+    """How `--recipe auto` chose; the test texts had no part in it."""
+
+    key: str = Field(description="SHA-256 over what the choice depends on.")
+    budget_seconds: float = Field(description="Time that trying might take.")
+    held_out_texts: int = Field(description="Labelled held-out texts that it was chosen by.")
+    chosen: str = Field(description="Name of the recipe that was taken.")
+    reason: str = Field(description="Why, in words.")
+    trials: list[TrialReport] = Field(description="All recipes, the most promising first.")

@@ -1,0 +1,330 @@
+"""`--recipe auto`: which candidates are tried, which is taken, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from cluster_fixtures import gencls, succeed
+from model_fixtures import make_model_folder
+from pydantic import ValidationError
+from run_fixtures import CLASSES, make_config, make_data
+
+import cluster.selection
+from cluster.pipeline import run_all
+from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
+from gencls_core.events import ClassTrained, Event, StageStarted
+from gencls_core.run import RunDirectory
+from gencls_core.score_matrix import LikelihoodMatrix
+from gencls_core.selection import FOLDS, Candidate, candidates_of, cross_fitted, judge
+from gencls_core.storage import files_below
+
+# --- what is tried -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("0.5h", 1800)]
+)
+def test_a_budget_is_a_length_of_time(text, seconds):
+    assert RecipeConfig(budget=text).budget_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "10 parsecs", "-5m", "m10"])
+def test_what_is_no_length_of_time_is_refused(text):
+    with pytest.raises(ValidationError, match="length of time"):
+        RecipeConfig(budget=text)
+
+
+def test_the_most_promising_comes_first_and_rates_are_tried_unless_given():
+    names = [candidate.name for candidate in candidates_of(RunConfig())]
+    assert names == ["joint", "joint-0.0002", "joint-5e-05", "conditional", "independent"]
+    given = RunConfig(training=TrainingConfig(learning_rate=3e-4))
+    names = [candidate.name for candidate in candidates_of(given)]
+    assert names == ["joint", "conditional", "independent"]
+    adapter = RunConfig.model_validate({"model": {"lora_rank": 8}})
+    assert candidates_of(adapter)[1].learning_rate == pytest.approx(1e-3)
+
+
+def test_a_candidate_changes_recipe_and_rate_alone():
+    config = RunConfig.model_validate({"recipe": {"recipe": "auto"}, "training": {"epochs": 7}})
+    applied = Candidate("conditional", 2e-4).applied(config)
+    assert (applied.recipe.recipe, applied.training.learning_rate) == ("conditional", 2e-4)
+    assert applied.training.epochs == 7
+    assert applied.model_copy(update={"recipe": config.recipe, "training": config.training}) == (
+        config
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "epochs", "rate"),
+    [
+        ({"all_classes": False, "compares": False, "adapter": False}, 32, 3, 5e-5),
+        ({"all_classes": True, "compares": False, "adapter": False}, 32, 3, 1e-4),
+        ({"all_classes": True, "compares": True, "adapter": False}, 10_000, 3, 1e-4),
+        ({"all_classes": True, "compares": True, "adapter": True}, 10_000, 3, 5e-4),
+    ],
+)
+def test_what_settings_leave_open_follows_from_what_is_trained(kind, texts, epochs, rate):
+    found = TrainingConfig().resolved(**kind, texts=texts)
+    assert (found.epochs, found.learning_rate) == (epochs, rate)
+    given = TrainingConfig(epochs=1.5, learning_rate=7e-5).resolved(**kind, texts=texts)
+    assert (given.epochs, given.learning_rate) == (1.5, 7e-5)
+
+
+def test_few_texts_are_gone_through_more_often_to_tell_classes_apart():
+    def epochs(texts: int) -> float:
+        found = TrainingConfig().resolved(
+            all_classes=True, compares=True, adapter=False, texts=texts
+        )
+        return found.epochs
+
+    assert epochs(16) > epochs(32) > epochs(1000) == 3
+    assert epochs(1) < 30
+
+
+# --- how it is judged ----------------------------------------------------------------------------
+
+
+def matrix_of(scores: np.ndarray, codes: np.ndarray) -> LikelihoodMatrix:
+    count = len(codes)
+    return LikelihoodMatrix(
+        example_ids=pa.chunked_array([[f"t-{n}" for n in range(count)]]),
+        label_codes=codes,
+        classes=("a", "b", "c"),
+        scores=scores,
+        num_tokens=np.full(count, 9),
+        truncated=np.zeros(count, bool),
+        num_windows=np.ones(count, np.int64),
+        loss_scores=None,
+        quantity="log_likelihood",
+    )
+
+
+def test_each_text_is_calibrated_without_itself():
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 3, 90)
+    scores = rng.normal(size=(90, 3)) * 20
+    scores[np.arange(90), codes] += 25
+    before = cross_fitted(matrix_of(scores, codes))
+    np.testing.assert_allclose(np.exp(before).sum(axis=1), 1, rtol=1e-12)
+    # The text's own label has no part in its posterior: another label changes those of others.
+    changed = codes.copy()
+    changed[7] = (codes[7] + 1) % 3
+    after = cross_fitted(matrix_of(scores, changed))
+    same = (before == after).all(axis=1)
+    assert not same.all()
+    # Calibrated: raw posteriors of sums of 20 nats are far too sure.
+    raw = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    assert -before[np.arange(90), codes].mean() < -raw[np.arange(90), codes].mean()
+
+
+def test_unlabelled_texts_have_no_part():
+    rng = np.random.default_rng(3)
+    codes = np.tile([0, 1, 2, -1], 15)
+    found = cross_fitted(matrix_of(rng.normal(size=(60, 3)), codes))
+    assert found.shape == (45, 3)
+    assert np.isfinite(found).all()
+
+
+def test_parts_have_all_classes_alike():
+    """Of sorted labels, too: else a part would be judged by texts of other classes alone."""
+    codes = np.repeat([0, 1, 2], 20)
+    scores = np.zeros((60, 3))
+    # Nothing but class frequencies to learn: every part sees them alike, so all posteriors agree.
+    found = cross_fitted(matrix_of(scores, codes))
+    assert FOLDS == 5
+    np.testing.assert_allclose(found, np.log(1 / 3), atol=1e-9)
+
+
+def test_the_first_that_cannot_be_told_from_the_best_is_taken():
+    rng = np.random.default_rng(0)
+    best = rng.gamma(2.0, 0.2, 200)
+    near = best + rng.normal(0.001, 0.3, 200)  # 0.001 above it, give or take 0.02
+    far = best + 0.2 + rng.normal(0, 0.1, 200)
+    verdict = judge([far, near, best])
+    assert (verdict.chosen, verdict.best) == (1, 2)
+    assert verdict.differences[2] == 0 == verdict.errors[2]
+    assert verdict.differences[0] > verdict.errors[0]
+    assert judge([best, near, far]).chosen == 0
+    assert judge([far]).chosen == 0
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, shared_ray) -> Path:
+    found = tmp_path_factory.mktemp("selection")
+    make_data(found / "data", train=60, test=8)
+    make_model_folder(found / "base", "gpt2", context=64)
+    return found
+
+
+def config_of(folder: Path, output: Path, **changes) -> RunConfig:
+    values = {
+        "output_dir": str(output),
+        "data": {"validation_fraction": 0.3},
+        "training": {"epochs": 1, "batch_size": 16, "learning_rate": 5e-3},
+        "recipe": {"recipe": "auto", "budget": "1h"},
+        **changes,
+    }
+    return make_config(folder, **values)
+
+
+def command(data: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "run", "--data-dir", str(data / "data"), "--model", str(data / "base"),
+        "--validation-fraction", "0.3", "--epochs", "1", "--batch-size", "16",
+        "--learning-rate", "5e-3", "--num-cpus", "2", "--memory-gb", "8",
+        "--output-dir", str(output), "--recipe", "auto", "--budget", "1h", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chosen(data) -> tuple[Path, str]:
+    """A run that has chosen, and what it said."""
+    return data / "run", succeed(*command(data, data / "run"))
+
+
+@pytest.mark.ray
+def test_a_run_takes_one_recipe_and_says_why(chosen):
+    folder, said = chosen
+    run = RunDirectory(folder)
+    found = json.loads((folder / "report" / "report.json").read_text())["selection"]
+    assert found == run.manifest()["selection"]
+    trials = {trial["name"]: trial for trial in found["trials"]}
+    assert list(trials) == ["joint", "conditional", "independent"]
+    assert found["held_out_texts"] == 54
+    assert all(trial["note"] is None for trial in trials.values())
+    assert min(trial["above_best"] for trial in trials.values()) == 0
+    taken = trials[found["chosen"]]
+    assert taken["above_best"] <= taken["standard_error"]
+    # From now on it is a run of that recipe.
+    config = run.manifest()["config"]["recipe"]
+    assert (config["recipe"], run.system) == (taken["recipe"], run.scores.records()[0].system)
+    assert set(run.scores.systems()) == {run.system, "tfidf"}
+    for page in ("report.md", "report.html"):
+        text = (folder / "report" / page).read_text()
+        assert "Choice of the recipe" in text
+        assert found["reason"] in " ".join(text.split())
+    assert found["reason"] in " ".join(said.split())
+
+
+@pytest.mark.ray
+def test_weights_of_the_others_go_and_what_they_were_judged_by_stays(chosen):
+    folder, _ = chosen
+    run = RunDirectory(folder)
+    candidates = files_below(folder / "candidates")
+    assert not [name for name in candidates if name.endswith(".safetensors")]
+    for name in ("joint", "conditional", "independent"):
+        assert f"{name}/candidate.json" in candidates
+    assert [name for name in files_below(run.models_of(run.system)) if "safetensors" in name]
+    assert "whole" in succeed("verify", str(folder))
+    # A shard that rots there is found.
+    shard = next(folder.glob("candidates/joint/validation-scores/*/*/*.parquet"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, said = gencls("verify", str(folder))
+    shard.write_bytes(content)
+    assert code == 1
+    assert "candidates/joint/validation-scores" in "".join(said.split())
+
+
+@pytest.mark.ray
+def test_the_same_command_again_chooses_and_trains_nothing(chosen, data):
+    folder, _ = chosen
+    before = files_below(folder / "candidates"), files_below(folder / "scores")
+    again = succeed(*command(data, folder))
+    assert "nothing to train" in again
+    assert "trying" not in again
+    assert before == (files_below(folder / "candidates"), files_below(folder / "scores"))
+    assert RunDirectory(folder).manifest()["selection"]
+    planned = " ".join(succeed("plan", *command(data, folder)[1:]).split())
+    assert RunDirectory(folder).manifest()["selection"]["reason"] in planned
+
+
+@pytest.mark.ray
+def test_another_budget_trains_nothing_that_was_tried(chosen, data):
+    folder, _ = chosen
+    said = succeed(*command(data, folder, "--budget", "2h"))
+    assert "trying up to 3 recipes" in said
+    assert "trained" not in said.replace("trained and", "")
+
+
+@pytest.mark.ray
+def test_plan_says_what_would_be_tried(data, tmp_path):
+    planned = " ".join(succeed("plan", *command(data, tmp_path / "run")[1:]).split())
+    assert "joint is trained in any case" in planned
+    assert "as far as 1h in all allow: conditional, independent" in planned
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+def test_the_budget_leaves_recipes_out_but_never_the_first(data, tmp_path):
+    events = list(run_all(config_of(data, tmp_path / "run", recipe={
+        "recipe": "auto", "budget": "0.001s"})))  # fmt: skip
+    assert [e.class_name for e in events if isinstance(e, ClassTrained)] == ["joint-lm"]
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert selection["chosen"] == "joint"
+    assert "no other" in selection["reason"]
+    assert ["it would take about" in (t["note"] or "") for t in selection["trials"]] == [
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.ray
+def test_too_few_held_out_texts_choose_nothing(data, tmp_path):
+    config = config_of(data, tmp_path / "run", data={"validation_fraction": 0.1})
+    events = list(run_all(config))
+    assert [e.class_name for e in events if isinstance(e, ClassTrained)] == ["joint-lm"]
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert (selection["chosen"], selection["held_out_texts"]) == ("joint", 0)
+    assert "18 held-out texts cannot tell recipes apart: 50 are needed" in selection["reason"]
+    assert not (tmp_path / "run" / "candidates").exists()
+    # The second time, too, the choice stands.
+    again = list(run_all(config))
+    assert not any(isinstance(event, ClassTrained) for event in again)
+
+
+def trained(events: list[Event]) -> list[str]:
+    return [event.class_name for event in events if isinstance(event, ClassTrained)]
+
+
+@pytest.mark.ray
+@pytest.mark.fault
+@pytest.mark.parametrize("when", ["second candidate", "weights removed"])
+def test_an_interrupted_choice_goes_on_to_the_same_end(chosen, data, tmp_path, monkeypatch, when):
+    config = config_of(data, tmp_path / "run")
+    stopped = run_all(config)
+    seen: list[Event] = []
+
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    if when == "second candidate":
+        for event in stopped:
+            seen.append(event)
+            if isinstance(event, StageStarted) and "(2 of 3)" in event.message:
+                stopped.close()
+                break
+    else:
+        monkeypatch.setattr(cluster.selection, "remove_tree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            seen.extend(stopped)
+        monkeypatch.undo()
+    assert RunDirectory(tmp_path / "run").manifest()["status"] == "stopped"
+    rest = list(run_all(config))
+    # Nothing was trained twice.
+    everything = ["joint-lm", "conditional-lm", *CLASSES]
+    assert sorted(trained(seen) + trained(rest)) == sorted(everything)
+    expected = RunDirectory(chosen[0]).manifest()["selection"]
+    found = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert found["chosen"] == expected["chosen"]
+    for mine, theirs in zip(found["trials"], expected["trials"], strict=True):
+        assert mine["nll"] == pytest.approx(theirs["nll"], rel=1e-6)
+    assert "whole" in succeed("verify", str(tmp_path / "run"))
