@@ -9,6 +9,14 @@ offset that has nothing to do with the text. One scale s and one bias b_c per cl
 This is Platt scaling (1999) for several classes, that is temperature and vector scaling of Guo et
 al. (2017, https://arxiv.org/abs/1706.04599) with one shared scale.
 
+Held-out texts are often few, so both have a prior, and the fit is the most probable s and b:
+
+    log(s / s₀), b_1, …, b_C  ~  normal with mean 0 and standard deviation 1
+
+where s₀ = 1 / √T̄ for likelihoods of T̄ tokens in the mean, since the noise of a sum of T̄ tokens
+grows with √T̄, and 1 for what is a posterior already. With many texts the prior is nothing; with a
+dozen it keeps biases from following single texts.
+
 Shapes: N examples, C classes.
 """
 
@@ -23,14 +31,7 @@ from scipy.special import logsumexp
 
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
 
-__all__ = ["MIN_CALIBRATION_TEXTS", "RIDGE", "Calibration", "fit_calibration", "why_not_calibrated"]
-
-MIN_CALIBRATION_TEXTS = 10
-
-RIDGE = 0.1
-"""Weight of ½·(Σ b_c² + (log s)²) against the summed negative log-likelihood: a normal prior of
-standard deviation √10 nats around "no calibration". It only decides where the texts do not, for
-example when every held-out text is right and s would grow without bound."""
+__all__ = ["Calibration", "fit_calibration", "why_not_calibrated"]
 
 _LOG_SCALE_BOUNDS = (math.log(1e-6), math.log(1e3))
 
@@ -49,11 +50,8 @@ def why_not_calibrated(matrix: LikelihoodMatrix) -> str | None:
     """Say in a sentence why `matrix` cannot be calibrated on, or give None when it can."""
     codes_N = matrix.label_codes
     labelled = int((codes_N >= 0).sum())
-    if labelled < MIN_CALIBRATION_TEXTS:
-        return (
-            f"there are {labelled} labelled held-out texts, and calibration needs "
-            f"{MIN_CALIBRATION_TEXTS}"
-        )
+    if not labelled:
+        return "no held-out text has a label"
     if len(np.unique(codes_N[codes_N >= 0])) < 2:
         return "the held-out texts are all of one class"
     return None
@@ -62,9 +60,9 @@ def why_not_calibrated(matrix: LikelihoodMatrix) -> str | None:
 def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Calibration | None:
     """Fit scale and biases on the labelled rows of `matrix` (held-out texts, never the test ones).
 
-    Minimises the negative log-likelihood of softmax(s · score + b + log prior) plus the ridge
-    (`RIDGE`) by L-BFGS over log s and b with the analytic gradient. Deterministic. The result never
-    has a higher negative log-likelihood on these texts than no calibration.
+    Minimises the summed negative log-likelihood of softmax(s · score + b + log prior) plus
+    ½ (log² (s / s₀) + Σ b_c²), which is the prior on them, by L-BFGS over log s and b with the
+    analytic gradient. Deterministic.
 
     Args:
         matrix: scores of held-out texts.
@@ -82,10 +80,11 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
     scores_NC = matrix.scores[labelled_N]
     # A constant per row cancels in the softmax; taking it out keeps exp() in range.
     scores_NC = scores_NC - scores_NC.max(axis=1, keepdims=True)
-    log_prior_C = np.zeros(len(matrix.classes))
+    log_prior_C, expected = np.zeros(len(matrix.classes)), 0.0
     if matrix.is_likelihood:
         log_prior_C = np.log([prior[name] for name in matrix.classes])
-    ridge = RIDGE / len(rows_N)
+        expected = -0.5 * math.log(max(1.0, float(matrix.num_tokens[labelled_N].mean())))
+    weight = 1.0 / len(rows_N)
 
     def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
         log_scale, biases_C = float(parameters[0]), parameters[1:] - parameters[1:].mean()
@@ -93,21 +92,22 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
         logits_NC = scale * scores_NC + biases_C + log_prior_C
         log_posterior_NC = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
         loss = -float(log_posterior_NC[rows_N, targets_N].mean())
-        loss += 0.5 * ridge * (float(biases_C @ biases_C) + log_scale**2)
+        loss += 0.5 * weight * (float(biases_C @ biases_C) + (log_scale - expected) ** 2)
         residual_NC = np.exp(log_posterior_NC)
         residual_NC[rows_N, targets_N] -= 1.0
         residual_NC /= len(rows_N)
-        slope_scale = scale * float((residual_NC * scores_NC).sum()) + ridge * log_scale
-        slope_C = residual_NC.sum(axis=0) + ridge * biases_C
+        slope_scale = scale * float((residual_NC * scores_NC).sum())
+        slope_scale += weight * (log_scale - expected)
+        slope_C = residual_NC.sum(axis=0) + weight * biases_C
         return loss, np.concatenate([[slope_scale], slope_C - slope_C.mean()])
 
-    # Start where a typical gap between classes is worth one nat: a raw gap of hundreds of nats
+    # Also where a typical gap between classes is worth one nat: a raw gap of hundreds of nats
     # would start on a plateau where the gradient says nothing.
     gap = float(-scores_NC.sum() / max(1, (scores_NC < 0).sum()))
-    start = np.zeros(1 + len(matrix.classes))
-    start[0] = np.clip(-math.log(gap) if gap > 0 else 0.0, *_LOG_SCALE_BOUNDS)
+    starts = np.zeros((2, 1 + len(matrix.classes)))
+    starts[:, 0] = np.clip([expected, -math.log(gap) if gap > 0 else 0.0], *_LOG_SCALE_BOUNDS)
     best = min(
-        (_minimise(objective, point) for point in (start, np.zeros_like(start))),
+        (_minimise(objective, start) for start in starts),
         key=lambda found: found[0],
     )[1]
     biases = best[1:] - best[1:].mean()

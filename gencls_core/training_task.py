@@ -12,9 +12,13 @@ from gencls_core.ownership import Fence
 from gencls_core.precision import Precision
 from gencls_core.remote_path import Location
 
-__all__ = ["ObjectiveName", "TrainingTask", "resolve_training"]
+__all__ = ["COMPARING", "ObjectiveName", "TrainingTask", "resolve_training"]
 
 ObjectiveName = Literal["causal", "conditional", "joint", "masked", "classification"]
+
+
+COMPARING: frozenset[ObjectiveName | None] = frozenset({"joint", "classification"})
+"""Objectives that learn to tell classes apart."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def resolve_training(
     """Put in what settings leave to what is trained; see `TrainingConfig.resolved`."""
     return training.resolved(
         all_classes=all_classes,
-        compares=objective in ("joint", "classification"),
+        compares=objective in COMPARING,
         adapter=adapter,
         texts=texts,
     )

@@ -14,27 +14,22 @@ from typing import Any
 
 from gencls_core.class_models import ClassModel
 from gencls_core.comparison.same_texts import require_same_texts, with_other_texts
-from gencls_core.config import RecipeConfig, RunConfig, Section, SystemsConfig
+from gencls_core.comparison.settings import settings_of
+from gencls_core.config import RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError, UsageError
 from gencls_core.outcomes import Outcomes
 from gencls_core.remote_path import uri_of
 from gencls_core.report.inference import Inference, infer, origin_of
-from gencls_core.run import CLASS_LM, RunDirectory
+from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import ShardRecord
-from gencls_core.scoring_job import ModelSystem, model_names, names_classes
+from gencls_core.scoring_job import model_names
 from gencls_core.storage import digest_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED
 
 __all__ = ["Condition", "Results", "SystemRun", "read_results"]
-
-_NOT_A_SETTING = {
-    "split_seed", "sample_seed", "seed", "max_samples", "shard_size", "tokens_per_batch",
-    "per_token", "gradient_checkpointing", "data_dir", "data",
-}  # fmt: skip
-"""Seeds and sizes make repetitions and points of a curve; the others change no result."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +211,7 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         seeds=(config.data.seed_of_sample, config.training.seed),
         sample=None if system in UNTRAINED else config.data.max_samples,
         train_texts=_train_texts(dataset, config.data.max_samples),
-        settings=_settings(config, system, inference),
+        settings=settings_of(config, system, inference.matrix),
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
         uncalibrated_accuracy=_accuracy(inference) if calibrated else None,
@@ -241,50 +236,6 @@ def _train_texts(dataset: Dataset, sample: int | None) -> float:
     if "validation" in dataset.splits and not brought:
         rows += dataset.split("validation").rows
     return rows / len(dataset.classes)
-
-
-def _settings(config: RunConfig, system: str, inference: Inference) -> dict[str, Any]:
-    """Give every setting that a system's scores and posteriors depend on."""
-    sections: list[Section] = [config.data]
-    settings: dict[str, Any] = {}
-    known = MODEL_SYSTEMS.get(system)
-    if known is not None:
-        sections += [config.model, config.sequence]
-        if known.objective is not None:
-            sections.append(config.training)
-        if system == CLASS_LM:
-            sections.append(config.scoring)
-        settings["precision"] = config.compute.precision
-        settings |= _settings_of_systems(config.systems, known)
-        settings |= _settings_of_recipe(config.recipe, known)
-    if system == "setfit":
-        settings["setfit_model"] = config.systems.setfit_model
-    if inference.matrix.is_likelihood:
-        sections.append(config.posterior)
-    for section in sections:
-        values = section.model_dump(mode="json")
-        settings |= {name: v for name, v in values.items() if name not in _NOT_A_SETTING}
-    if known is not None and known.base == "masked":
-        del settings["model"], settings["revision"]
-    return settings
-
-
-def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str, Any]:
-    names: list[str] = []
-    if known.base == "masked":
-        names += ["masked_model", "masked_likelihood"]
-        names += ["mask_samples"] if systems.masked_likelihood == "sampled" else []
-    if known.objective is None:
-        names += ["prompts"]
-    if names_classes(known):
-        names += ["class_words"]
-    return systems.model_dump(mode="json", include=set(names))
-
-
-def _settings_of_recipe(recipe: RecipeConfig, known: ModelSystem) -> dict[str, Any]:
-    if known.objective == "joint":
-        return recipe.model_dump(mode="json", exclude={"recipe"})
-    return {"prefix": recipe.prefix} if known.objective == "conditional" else {}
 
 
 def _accuracy(inference: Inference) -> float:

@@ -1,0 +1,86 @@
+"""Which settings of a run a system's result depends on: what is alike in them is repeated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gencls_core.config import RecipeConfig, RunConfig, Section, SystemsConfig
+from gencls_core.run import CLASS_LM
+from gencls_core.score_matrix import LikelihoodMatrix
+from gencls_core.scoring_job import ModelSystem, names_classes
+from gencls_core.systems.registry import MODEL_SYSTEMS
+from gencls_core.training_task import COMPARING, resolve_training
+
+__all__ = ["settings_of"]
+
+_NOT_A_SETTING = {
+    "split_seed", "sample_seed", "seed", "max_samples", "shard_size", "tokens_per_batch",
+    "per_token", "gradient_checkpointing", "data_dir", "data",
+}  # fmt: skip
+"""Seeds and sizes make repetitions and points of a curve; the others change no result."""
+
+
+def settings_of(config: RunConfig, system: str, scores: LikelihoodMatrix) -> dict[str, Any]:
+    """Give every setting that a system's scores and posteriors depend on."""
+    sections: list[Section] = [config.data]
+    settings: dict[str, Any] = {}
+    known = MODEL_SYSTEMS.get(system)
+    if known is not None:
+        sections += [config.model, config.sequence]
+        if known.objective is not None:
+            sections.append(config.training)
+        if system == CLASS_LM:
+            sections.append(config.scoring)
+        settings["precision"] = config.compute.precision
+        settings |= _settings_of_systems(config.systems, known)
+        settings |= _settings_of_recipe(config.recipe, known)
+    if system == "setfit":
+        settings["setfit_model"] = config.systems.setfit_model
+    if scores.is_likelihood:
+        sections.append(config.posterior)
+    for section in sections:
+        values = section.model_dump(mode="json")
+        settings |= {name: v for name, v in values.items() if name not in _NOT_A_SETTING}
+    if known is not None and known.objective is not None:
+        settings |= _what_training_leaves_open(config, known)
+    if known is not None and known.base == "masked":
+        del settings["model"], settings["revision"]
+    return settings
+
+
+def _what_training_leaves_open(config: RunConfig, known: ModelSystem) -> dict[str, Any]:
+    """Give learning rate and epochs as they are taken: asked for or not, the same is the same.
+
+    Epochs that follow from the number of texts stay open: they make no other system of a point of
+    a learning curve.
+    """
+    taken = resolve_training(
+        config.training,
+        known.objective,
+        all_classes=not known.model_per_class,
+        adapter=config.model.lora_rank is not None,
+        texts=10**9,
+    )
+    open_ = config.training.epochs is None and known.objective in COMPARING
+    return {
+        "learning_rate": taken.learning_rate,
+        "epochs": "as few texts need" if open_ else taken.epochs,
+    }
+
+
+def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str, Any]:
+    names: list[str] = []
+    if known.base == "masked":
+        names += ["masked_model", "masked_likelihood"]
+        names += ["mask_samples"] if systems.masked_likelihood == "sampled" else []
+    if known.objective is None:
+        names += ["prompts"]
+    if names_classes(known):
+        names += ["class_words"]
+    return systems.model_dump(mode="json", include=set(names))
+
+
+def _settings_of_recipe(recipe: RecipeConfig, known: ModelSystem) -> dict[str, Any]:
+    if known.objective == "joint":
+        return recipe.model_dump(mode="json", exclude={"recipe"})
+    return {"prefix": recipe.prefix} if known.objective == "conditional" else {}
