@@ -48,7 +48,7 @@ class JobView:
     duration_seconds: float | None
     """From submission to the end, waiting included; None before."""
     accuracy: float | None
-    """Of the class language models as trained, from 0 to 1; None before the report."""
+    """Of the run's system as trained, from 0 to 1; None before the report."""
     accuracy_calibrated: float | None
     """Of the same, calibrated on held-out texts; None where that was not done."""
     run: str | None

@@ -23,7 +23,7 @@ from cluster.preparation import Preparation, check_base, prepare_run
 from cluster.resources import Budget
 from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import score_stage
-from cluster.selection import as_chosen_before, choose_recipe, first_candidate
+from cluster.selection import choose_recipe, first_candidate, prepare_open
 from cluster.shared_path import require_shared
 from cluster.stages import (
     base_stage,
@@ -32,7 +32,8 @@ from cluster.stages import (
     train_stage,
 )
 from cluster.turn import has_work, in_turn
-from gencls_core.config import RunConfig
+from cluster.workload import training_of
+from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
@@ -61,13 +62,13 @@ def prepare(
         scores: whether texts are scored, too.
     """
     open_source(config.data)
-    first = first_candidate(config)
-    check_base(first)
+    check_base(first_candidate(config))
     run = RunDirectory(config.output_dir)
 
     def prepared(dataset: Dataset) -> Preparation:
-        found = prepare_run(first, dataset, run, budget=budget, scores=scores)
-        return found if first is config else as_chosen_before(config, found, scores=scores)
+        if config.recipe.recipe == "auto":
+            return prepare_open(config, dataset, run, budget=budget, scores=scores)
+        return prepare_run(config, dataset, run, budget=budget, scores=scores)
 
     if scratch is not None:
         dataset = ingest(config.data, scratch / "dataset", reuse=run.dataset_path)
@@ -158,7 +159,7 @@ def _work(
     previous = previous_manifest(run)
     manifest = _begin(preparation, previous)
     # Time spent on the same settings before, for example by an invocation that was stopped.
-    before = previous.get("seconds") or 0.0 if _settings_of(previous) == preparation.config else 0.0
+    before = previous.get("seconds") or 0.0 if _is_as_before(preparation, previous) else 0.0
     worked, status = False, "stopped"
     try:
         if preparation.must_choose:
@@ -196,13 +197,37 @@ def _work(
 
 
 def _begin(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]:
-    """Say in `run.json` that the run is under way; gives what else stands there."""
+    """Say in `run.json` that the run is under way; gives what else stands there.
+
+    While a recipe is being chosen it goes on saying what the run was, if that is of the same data.
+    """
     run = preparation.run
     manifest = manifest_of(preparation, previous)
+    if preparation.must_choose and previous.get("dataset") == manifest["dataset"]:
+        run.write_manifest({**previous, "status": "running"})
+        return previous
     if previous and system_of(previous) != preparation.system.name:
         run.drop_report()  # it is of another system
     run.write_manifest({**manifest, "status": "running"})
     return manifest
+
+
+def _is_as_before(preparation: Preparation, previous: dict[str, Any]) -> bool:
+    """Say whether an earlier invocation did the same work, whatever it was told of it."""
+    before, system = _settings_of(previous), preparation.system
+    if before is None or before.recipe.recipe != preparation.config.recipe.recipe:
+        return False
+    taken = previous.get("training", {}).get(system.name)
+    if taken is None:
+        taken = training_of(before, preparation.dataset, system).model_dump(mode="json")
+    now = preparation.training.model_dump(mode="json")
+    return bool(taken == now and _but_training(before) == _but_training(preparation.config))
+
+
+def _but_training(config: RunConfig) -> RunConfig:
+    """Leave out training, and the budget of a choice, which makes no result another."""
+    recipe = config.recipe.model_copy(update={"budget": RecipeConfig().budget})
+    return config.model_copy(update={"training": TrainingConfig(), "recipe": recipe})
 
 
 def _settings_of(manifest: dict[str, Any]) -> RunConfig | None:

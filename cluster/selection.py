@@ -12,25 +12,27 @@ that was interrupted goes on to the same end.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from cluster.connection import Workplace
 from cluster.manifest import previous_manifest
 from cluster.preparation import Preparation, main_system, prepare_run
+from cluster.resources import Budget
 from cluster.stages import base_stage
-from cluster.trial import Trial
+from cluster.trial import FAILURES, RECORD, Outcome, Trial, reason_of
 from cluster.workload import training_of
-from gencls_core.config import RunConfig
+from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.errors import counted
-from gencls_core.events import Event, StageFinished, StageStarted
+from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
+from gencls_core.run import RunDirectory
 from gencls_core.selection import MIN_HELD_OUT, Candidate, Verdict, candidates_of, judge
 from gencls_core.selection_report import SelectionReport, TrialReport
-from gencls_core.storage import digest_of, remove_tree
+from gencls_core.storage import children, digest_of, remove_tree
 
-__all__ = ["as_chosen_before", "choose_recipe", "first_candidate", "why_not_chosen_by"]
+__all__ = ["choose_recipe", "first_candidate", "prepare_open", "why_not_chosen_by"]
 
 
 def first_candidate(config: RunConfig) -> RunConfig:
@@ -50,23 +52,34 @@ def why_not_chosen_by(dataset: Dataset) -> str | None:
     )
 
 
-def as_chosen_before(config: RunConfig, first: Preparation, *, scores: bool) -> Preparation:
-    """Give the run with the recipe that was chosen under the same conditions, else as it is.
+def prepare_open(
+    config: RunConfig, dataset: Dataset, run: RunDirectory, *, budget: Budget | None, scores: bool
+) -> Preparation:
+    """Prepare a run that chooses its recipe: with the one that it has chosen, else the first.
 
     Args:
-        config: what is asked for: a run that chooses its recipe.
-        first: the run with its first candidate.
+        config: what is asked for.
+        dataset: the prepared texts.
+        run: where the results go.
+        budget: the nodes to plan for; None measures this machine.
         scores: whether texts are scored, too.
     """
-    open_choice = replace(first, asked=config)
-    made = previous_manifest(first.run).get("selection")
-    if made is None:
-        return open_choice
-    report = SelectionReport.model_validate(made)
-    chosen = {candidate.name: candidate for candidate in candidates_of(config)}.get(report.chosen)
-    if chosen is None or report.key != _key(config, first):
-        return open_choice
-    return _chosen(chosen, open_choice, report, scores=scores)
+
+    def prepared(candidate: Candidate) -> Preparation:
+        settings = candidate.applied(config)
+        found = prepare_run(settings, dataset, run, budget=budget, scores=scores)
+        return replace(found, asked=config)
+
+    made = previous_manifest(run).get("selection")
+    candidates = candidates_of(config)
+    if made is not None:
+        report = SelectionReport.model_validate(made)
+        for candidate in candidates:
+            if candidate.name == report.chosen:
+                found = prepared(candidate)
+                if report.key == _key(config, found):
+                    return replace(found, selection=report)
+    return prepared(candidates[0])
 
 
 def choose_recipe(
@@ -87,7 +100,7 @@ def choose_recipe(
     reason = why_not_chosen_by(first.dataset)
     if reason is not None:
         yield StageFinished("choose", f"{candidates[0].name}: {reason}", 0.0)
-        report = _report(config, first, candidates, [], [reason] * len(candidates), None)
+        report = _report(config, first, candidates, {}, {candidates[0].name: reason}, None)
         return replace(first, selection=report)
     first = yield from base_stage(first, place)
     yield StageStarted(
@@ -95,58 +108,85 @@ def choose_recipe(
         f"trying up to {len(candidates)} recipes for {config.recipe.budget} in all, by "
         f"{first.dataset.splits['validation'].rows:,} held-out texts",
     )
-    trials: list[Trial] = []
-    left_out: list[str] = [""] * len(candidates)
+    trials: dict[str, Trial] = {}
+    outcomes: dict[str, Outcome] = {}
+    left_out: dict[str, str] = {}
     for number, candidate in enumerate(candidates):
-        trial = Trial.of(candidate, config, first)
-        spent = sum(done.seconds for done in trials)
-        if trials and (too_long := _too_long(trial, trials, spent, config)):
-            left_out[number] = too_long
+        if too_long := _too_long(candidate, outcomes, config, first.dataset):
+            left_out[candidate.name] = too_long
             continue
         yield StageStarted("system", f"recipe {candidate.name} ({number + 1} of {len(candidates)})")
-        trial = yield from trial.run(place, lease)
-        trials.append(trial)
-    verdict = judge([trial.nll for trial in trials])
-    taken = trials[verdict.chosen]
-    report = _report(config, first, candidates, trials, left_out, verdict)
-    lease.check()
-    taken.adopt(first.run)
-    for trial in trials:
-        remove_tree(trial.preparation.run.models_of(trial.preparation.system.name))
-    yield StageFinished(
-        "choose", f"{taken.candidate.name}: {report.reason}", time.perf_counter() - began
-    )
-    return _chosen(taken.candidate, first, report, scores=scores)
+        try:
+            trial = Trial.of(candidate, config, first)
+            found = trial.before()
+            if isinstance(found, str) and outcomes:
+                left_out[candidate.name] = found
+                continue
+            if not isinstance(found, Outcome):
+                found = yield from trial.run(place, lease)
+        except FAILURES as error:
+            if not outcomes:
+                raise
+            left_out[candidate.name] = reason_of(error)
+            yield Note(f"recipe {candidate.name}: {left_out[candidate.name]}")
+            continue
+        trials[candidate.name], outcomes[candidate.name] = trial, found
+    verdict = judge([outcome.nll for outcome in outcomes.values()])
+    taken = list(trials.values())[verdict.chosen]
+    report = _report(config, first, candidates, outcomes, left_out, verdict)
+    taken.adopt(lease)
+    _clear(first.run, lease)
+    yield StageFinished("choose", f"{report.chosen}: {report.reason}", time.perf_counter() - began)
+    settings = taken.candidate.applied(config)
+    chosen = prepare_run(settings, first.dataset, first.run, budget=first.budget, scores=scores)
+    return replace(chosen, asked=config, selection=report)
 
 
-def _chosen(
-    candidate: Candidate, first: Preparation, report: SelectionReport, *, scores: bool
-) -> Preparation:
-    assert first.asked is not None, "the recipe was open"
-    found = prepare_run(
-        candidate.applied(first.asked), first.dataset, first.run, budget=first.budget, scores=scores
-    )
-    return replace(found, asked=first.asked, selection=report)
+def _clear(run: RunDirectory, lease: Lease) -> None:
+    """Remove models of all candidates, and all of those that were not tried to their end."""
+    for folder in children(run.path / "candidates"):
+        lease.check()
+        if (folder / RECORD).exists():
+            remove_tree(folder / "models")
+            remove_tree(folder / "systems")
+        else:
+            remove_tree(folder)
 
 
-def _too_long(trial: Trial, trials: Sequence[Trial], spent: float, config: RunConfig) -> str | None:
+def _too_long(
+    candidate: Candidate, outcomes: Mapping[str, Outcome], config: RunConfig, dataset: Dataset
+) -> str | None:
     """Say why a candidate does not fit into the budget any more; None where it does.
 
-    What it will take is told from the candidate that is most like it: by forward passes, as the
-    first one's texts went.
+    What it will take is told from what the most similar one took, by forward passes over tokens.
+    That one may have been tried before this process: all follows from what is committed.
     """
     from gencls_core.report.words import duration
 
-    left = config.recipe.budget_seconds - spent
-    if trial.is_done:
-        needed = trial.seconds
-    else:
-        like = min(trials, key=lambda done: done.candidate.recipe != trial.candidate.recipe)
-        ratio = trial.passes * trial.preparation.training.epochs / (like.passes * like.epochs)
-        needed = like.train_seconds * ratio + like.seconds - like.train_seconds
+    if not outcomes:
+        return None
+    names = {tried.name: tried for tried in candidates_of(config)}
+    like = min(outcomes, key=lambda name: names[name].recipe != candidate.recipe)
+    outcome = outcomes[like]
+
+    def cost(of: Candidate) -> float:
+        tokens_N = outcome.num_tokens
+        if of.recipe == "joint":
+            tokens_N = tokens_N.clip(max=config.recipe.tuned_tokens)
+        return of.passes(config.recipe.compared(len(dataset.classes))) * float(tokens_N.mean())
+
+    ratio = cost(candidate) / cost(names[like])
+    ratio *= _training(candidate, config, dataset).epochs / outcome.epochs
+    needed = outcome.train_seconds * ratio + outcome.seconds - outcome.train_seconds
+    left = config.recipe.budget_seconds - sum(done.seconds for done in outcomes.values())
     if needed <= left:
         return None
     return f"it would take about {duration(needed)}, and {duration(max(left, 0.0))} were left"
+
+
+def _training(candidate: Candidate, config: RunConfig, dataset: Dataset) -> ResolvedTraining:
+    settings = candidate.applied(config)
+    return training_of(settings, dataset, main_system(settings))
 
 
 def _key(config: RunConfig, first: Preparation) -> str:
@@ -157,7 +197,11 @@ def _key(config: RunConfig, first: Preparation) -> str:
             "settings": [section.model_dump(mode="json") for section in sections],
             "class_words": config.systems.class_words,
             "candidates": [candidate.name for candidate in candidates_of(config)],
-            "texts": first.dataset.fingerprint,
+            "classes": first.dataset.classes,
+            # The test texts have no part in it.
+            "texts": [
+                info.fingerprint for name, info in first.dataset.splits.items() if name != "test"
+            ],
             "base": first.base.digest,
             "precision": first.precision,
         }
@@ -168,57 +212,51 @@ def _report(
     config: RunConfig,
     first: Preparation,
     candidates: Sequence[Candidate],
-    trials: Sequence[Trial],
-    left_out: Sequence[str],
+    outcomes: Mapping[str, Outcome],
+    left_out: Mapping[str, str],
     verdict: Verdict | None,
 ) -> SelectionReport:
-    tried = {trial.candidate.name: number for number, trial in enumerate(trials)}
     rows = []
-    for candidate, note in zip(candidates, left_out, strict=True):
-        rate = _rate(candidate, config, first)
+    tried = list(outcomes)
+    for candidate in candidates:
         row = TrialReport(
-            name=candidate.name, recipe=candidate.recipe, learning_rate=rate, note=note or None
+            name=candidate.name,
+            recipe=candidate.recipe,
+            learning_rate=_training(candidate, config, first.dataset).learning_rate,
+            note=left_out.get(candidate.name),
         )
-        if verdict is not None and candidate.name in tried:
-            number = tried[candidate.name]
-            trial = trials[number]
-            row = row.model_copy(
-                update={
-                    "nll": verdict.means[number],
-                    "above_best": verdict.differences[number],
-                    "standard_error": verdict.errors[number],
-                    "accuracy": trial.accuracy,
-                    "train_seconds": trial.train_seconds,
-                    "seconds": trial.seconds,
-                }
-            )
+        if verdict is not None and candidate.name in outcomes:
+            number, outcome = tried.index(candidate.name), outcomes[candidate.name]
+            figures = {
+                "nll": verdict.means[number],
+                "above_best": verdict.differences[number],
+                "standard_error": verdict.errors[number],
+                "accuracy": outcome.accuracy,
+                "train_seconds": outcome.train_seconds,
+                "seconds": outcome.seconds,
+            }
+            row = row.model_copy(update=figures)
         rows.append(row)
-    chosen = candidates[0] if verdict is None else trials[verdict.chosen].candidate
     return SelectionReport(
         key=_key(config, first),
         budget_seconds=config.recipe.budget_seconds,
-        held_out_texts=len(trials[0].nll) if trials else 0,
-        chosen=chosen.name,
-        reason=_reason(trials, left_out, verdict),
+        held_out_texts=len(next(iter(outcomes.values())).labels) if outcomes else 0,
+        chosen=candidates[0].name if verdict is None else tried[verdict.chosen],
+        reason=_reason(tried, left_out, verdict),
         trials=rows,
     )
 
 
-def _rate(candidate: Candidate, config: RunConfig, first: Preparation) -> float:
-    settings = candidate.applied(config)
-    return training_of(settings, first.dataset, main_system(settings)).learning_rate
-
-
-def _reason(trials: Sequence[Trial], left_out: Sequence[str], verdict: Verdict | None) -> str:
+def _reason(tried: Sequence[str], left_out: Mapping[str, str], verdict: Verdict | None) -> str:
     if verdict is None:
-        return f"{left_out[0]}, so the first was taken"
-    if len(trials) == 1:
-        return "the budget left time for no other"
+        return f"{next(iter(left_out.values()))}, so the first was taken"
+    if len(tried) == 1:
+        failed = any(reason.startswith("it failed") for reason in left_out.values())
+        return "no other could be trained" if failed else "the budget left time for no other"
     if verdict.chosen == verdict.best:
-        return f"the lowest held-out NLL of {len(trials)} that were tried"
-    best = trials[verdict.best].candidate.name
+        return f"the lowest held-out NLL of {len(tried)} that were tried"
     return (
-        f"its held-out NLL cannot be told from the lowest, that of {best} "
+        f"its held-out NLL cannot be told from the lowest, that of {tried[verdict.best]} "
         f"({verdict.differences[verdict.chosen]:.3f} ± {verdict.errors[verdict.chosen]:.3f} nats "
-        f"above it), and it comes first of {len(trials)} that were tried"
+        f"above it), and it comes first of {len(tried)} that were tried"
     )

@@ -18,7 +18,14 @@ from cluster.scorer import Scorer
 from cluster.stages import train_stage
 from gencls_core.class_models import COMMIT_NAME, ClassModel
 from gencls_core.config import RunConfig
-from gencls_core.errors import StoreError
+from gencls_core.errors import (
+    GenclsError,
+    IncompleteError,
+    ModelError,
+    ResourceError,
+    TrainingError,
+    UsageError,
+)
 from gencls_core.events import Event
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location
@@ -27,139 +34,185 @@ from gencls_core.score_matrix import FloatArray, IntArray, read_likelihoods
 from gencls_core.selection import Candidate, cross_fitted
 from gencls_core.storage import publish_directory, publish_file, read_json, write_json
 
-__all__ = ["Trial"]
+__all__ = ["FAILURES", "RECORD", "Outcome", "Trial", "reason_of"]
 
-_RECORD = "candidate.json"
+RECORD = "candidate.json"
+
+FAILURES = (IncompleteError, ModelError, ResourceError, TrainingError, UsageError)
+"""What may be wrong with one candidate and not with the next."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A candidate in a folder of its own, and what came out."""
+class Outcome:
+    """What a candidate came to."""
 
-    candidate: Candidate
-    preparation: Preparation
-    seconds: float = 0.0
-    """Training and scoring, as it would take alone."""
-    train_seconds: float = 0.0
-    epochs: float = 0.0
+    train_seconds: float
+    seconds: float
+    """Training, and scoring the held-out texts, as they would take alone."""
+    epochs: float
     """Passes over the train texts that were made."""
-    log_posterior: FloatArray | None = None
+    log_posterior: FloatArray
     """[N, C] of the labelled held-out texts, calibrated without the text itself."""
-    labels: IntArray | None = None
+    labels: IntArray
     """[N] class numbers."""
-
-    @classmethod
-    def of(cls, candidate: Candidate, config: RunConfig, first: Preparation) -> Trial:
-        """Prepare a candidate; where it was tried before, with what came out."""
-        run = RunDirectory(
-            first.run.path / "candidates" / candidate.name, bases=first.run.base_path
-        )
-        preparation = prepare_run(
-            candidate.applied(config), first.dataset, run, budget=first.budget
-        )
-        trial = cls(candidate, preparation)
-        try:
-            record = read_json(run.path / _RECORD)
-            if record["models"] == trial._digests:
-                return trial._judged(record)
-        except (FileNotFoundError, ValueError, KeyError, StoreError):
-            pass
-        return trial
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it was tried."""
-        return self.log_posterior is not None
+    num_tokens: IntArray
+    """[N] tokens of each text."""
 
     @property
     def nll(self) -> FloatArray:
         """[N] −log P(label) of the held-out texts, in nats."""
-        assert self.log_posterior is not None, "it was tried"
-        assert self.labels is not None, "it was tried"
         nll_N: FloatArray = -self.log_posterior[np.arange(len(self.labels)), self.labels]
         return nll_N
 
     @property
     def accuracy(self) -> float:
         """Part of the held-out texts that it labels correctly."""
-        assert self.log_posterior is not None, "it was tried"
         return float((self.log_posterior.argmax(axis=1) == self.labels).mean())
 
-    @property
-    def passes(self) -> float:
-        """What an epoch costs, in forward passes over the train texts."""
-        config, classes = self.preparation.config, len(self.preparation.dataset.classes)
-        return self.candidate.passes(config.recipe.compared(classes))
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate in a folder of its own."""
+
+    candidate: Candidate
+    preparation: Preparation
+    main: RunDirectory
+    """The run that chooses."""
+
+    @classmethod
+    def of(cls, candidate: Candidate, config: RunConfig, first: Preparation) -> Trial:
+        """Prepare a candidate.
+
+        Raises:
+            ResourceError: when it does not fit.
+        """
+        run = RunDirectory(
+            first.run.path / "candidates" / candidate.name, bases=first.run.base_path
+        )
+        preparation = prepare_run(
+            candidate.applied(config), first.dataset, run, budget=first.budget
+        )
+        return cls(candidate, preparation, first.run)
 
     @property
-    def _digests(self) -> list[str]:
-        return [self.preparation.digest_of(name) for _, name in self.preparation.wanted_models()]
+    def _digests(self) -> dict[str, str]:
+        names = [name for _, name in self.preparation.wanted_models()]
+        return {name: self.preparation.digest_of(name) for name in names}
 
-    def run(self, place: Workplace, lease: Lease) -> Generator[Event, None, Trial]:
-        """Train it, score the held-out texts, and write down what it cost."""
-        if self.is_done:
-            return self
+    def before(self) -> Outcome | str | None:
+        """Give what came out earlier, or why it failed; None where it was not tried, or not to
+        its end."""
+        try:
+            record = read_json(self.preparation.run.path / RECORD)
+        except (FileNotFoundError, ValueError):
+            return None
+        if record.get("models") != self._digests:
+            return None
+        return record["failed"] if "failed" in record else self._outcome(record)
+
+    def run(self, place: Workplace, lease: Lease) -> Generator[Event, None, Outcome]:
+        """Train it, score the held-out texts, and write down what it cost.
+
+        Raises:
+            GenclsError: one of FAILURES is written down, too.
+        """
+        place_of_record = self.preparation.run.path / RECORD
+        try:
+            record = yield from self._tried(place, lease)
+        except FAILURES as error:
+            lease.check()
+            write_json(place_of_record, {"models": self._digests, "failed": reason_of(error)})
+            raise
+        lease.check()
+        write_json(place_of_record, record)
+        outcome = self._outcome(record)
+        assert outcome is not None, "its scores were committed a moment ago"
+        return outcome
+
+    def _tried(self, place: Workplace, lease: Lease) -> Generator[Event, None, dict[str, Any]]:
         preparation = self.preparation
-        run = preparation.run
+        run, system = preparation.run, preparation.system.name
+        for name, digest in self._digests.items():
+            # The run may have trained it already, when it was asked for this recipe.
+            model = ClassModel.find(self.main.model_path(name, system))
+            if model is not None and model.digest == digest and not preparation.committed(name):
+                _copy_model(model, run.model_path(name, system), lease)
         yield from train_stage(preparation, place, lease)
         models = trained_models(preparation)
         with ExitStack() as actors:
             scorer = Scorer(actors, preparation, place, models)
             yield from scorer.score(run, lease, preparation.dataset, "validation")
-        records = run.validation_scores.records(preparation.system.name)
-        train_seconds = sum(model.training.seconds for model in models)
-        record = {
+        train_seconds = sum(map(_seconds_of, models))
+        scoring = sum(record.seconds for record in run.validation_scores.records(system))
+        return {
             "models": self._digests,
-            "train_seconds": train_seconds,
-            "seconds": train_seconds + sum(record.seconds for record in records),
+            "train_seconds": round(train_seconds, 3),
+            "seconds": round(train_seconds + scoring, 3),
             "epochs": max(model.training.epochs for model in models),
         }
-        lease.check()
-        write_json(run.path / _RECORD, record)
-        return self._judged(record)
 
-    def _judged(self, record: dict[str, Any]) -> Trial:
+    def _outcome(self, record: dict[str, Any]) -> Outcome | None:
+        """Judge it by its committed scores; None where they are not whole."""
         preparation = self.preparation
-        matrix = read_likelihoods(
-            preparation.run.validation_scores,
-            preparation.system.name,
-            preparation.dataset.classes,
-        )
+        store, system = preparation.run.validation_scores, preparation.system.name
+        classes = preparation.dataset.classes
+        records = store.records(system)
+        rows = preparation.dataset.splits["validation"].rows * len(classes)
+        if sum(shard.rows for shard in records) != rows:
+            return None
+        if preparation.config.compute.check_scores and store.torn(records):
+            return None
+        matrix = read_likelihoods(store, system, classes, records)
         labelled = matrix.label_codes >= 0
-        return replace(
-            self,
-            seconds=record["seconds"],
+        return Outcome(
             train_seconds=record["train_seconds"],
+            seconds=record["seconds"],
             epochs=record["epochs"],
             log_posterior=cross_fitted(matrix),
             labels=matrix.label_codes[labelled],
+            num_tokens=matrix.num_tokens[labelled],
         )
 
-    def adopt(self, run: RunDirectory) -> None:
+    def adopt(self, lease: Lease) -> None:
         """Make the models and the held-out scores those of the run, where they still are here.
 
         Models that went after an earlier choice are trained again, by the run itself.
         """
-        preparation, system = self.preparation, self.preparation.system.name
-        for _, name in preparation.wanted_models():
-            wanted, destination = preparation.digest_of(name), run.model_path(name, system)
+        preparation, system, run = self.preparation, self.preparation.system.name, self.main
+        for name, digest in self._digests.items():
+            destination = run.model_path(name, system)
             model, there = preparation.committed(name), ClassModel.find(destination)
-            if model is None or (there is not None and there.digest == wanted):
+            if model is None or (there is not None and there.digest == digest):
                 continue
+            lease.check()
             run.drop_report()
             for class_name in (name,) if name else preparation.dataset.classes:
                 for store in (run.scores, run.validation_scores):
                     store.drop(system, class_name)
-            _copy_model(model, destination)
+            _copy_model(model, destination, lease)
         source, target = preparation.run.validation_scores, run.validation_scores
         for record in source.records(system):
             if target.record(record.key) is None:
+                lease.check()
                 with publish_file(target.shard_path(record.key)) as temporary:
                     temporary.write_bytes(source.shard_path(record.key).read_bytes())
                 write_json(target.record_path(record.key), asdict(record))
 
 
-def _copy_model(model: ClassModel, destination: Location) -> None:
+def reason_of(error: GenclsError) -> str:
+    """Say in one line why a candidate failed."""
+    return f"it failed: {str(error).splitlines()[0]}"
+
+
+def _seconds_of(model: ClassModel) -> float:
+    """Give what a training took, all its attempts together: a record knows the last one's time."""
+    training = model.training
+    if not training.tokens_per_second:
+        return training.seconds
+    return max(training.seconds, training.tokens / training.tokens_per_second)
+
+
+def _copy_model(model: ClassModel, destination: Location, lease: Lease) -> None:
     local = model.local()
     with publish_directory(destination, COMMIT_NAME) as folder:
         for name in model.files:
@@ -169,4 +222,5 @@ def _copy_model(model: ClassModel, destination: Location) -> None:
                 os.link(local / name, target)
             except OSError:  # another disk, or one without links
                 shutil.copy2(local / name, target)
-        write_json(folder / COMMIT_NAME, model.to_json())
+        write_json(folder / COMMIT_NAME, replace(model, path=destination).to_json())
+        lease.check()

@@ -105,6 +105,11 @@ class RunConfig(Section):
     def _fitting_recipe(self) -> RunConfig:
         if self.recipe.recipe == "independent":
             return self
+        if self.class_id is not None and self.recipe.recipe == "auto":
+            raise ValueError(
+                "--class-id trains one class model, and --recipe auto chooses by all of them: give "
+                "--recipe independent with it"
+            )
         if self.scoring.likelihood == "loss":
             raise ValueError(
                 "--likelihood loss is of the original experiment's class models: give "

@@ -68,7 +68,8 @@ class StageFinished(Event):
 
 @dataclass(frozen=True)
 class TrainingProgress(Event):
-    """A class model has come to `step` of `total_steps`; losses in nats per token."""
+    """A model has come to `step` of `total_steps`; losses in nats per token, or per text where it
+    learns to tell classes apart."""
 
     class_name: str
     step: int

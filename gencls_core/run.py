@@ -137,7 +137,7 @@ class RunDirectory:
         """
         if self.dataset_path.exists():
             self.drop_report()
-            for name in ("scores", "validation-scores", "evaluations", "candidates"):
+            for name in ("scores", "validation-scores", "evaluations"):
                 remove_tree(self.path / name)
             remove_tree(self.dataset_path)
         with publish_directory(self.dataset_path, "dataset.json") as folder:

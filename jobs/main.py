@@ -83,7 +83,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
     log P(class). Start here:
 
     \b
-      gencls run --data demo --model scratch:tiny --recipe independent      nothing needed
+      gencls run --data demo --model scratch:tiny --recipe independent \\
+                 --epochs 20 --learning-rate 2e-3                    nothing needed
       gencls pull smollm2-135m                                     a real pretrained model
       gencls run --data reviews.csv --text-column review --label-column sentiment \\
                  --model smollm2-135m --output-dir runs/reviews

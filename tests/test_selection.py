@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,21 @@ import pytest
 from cluster_fixtures import gencls, succeed
 from model_fixtures import make_model_folder
 from pydantic import ValidationError
-from run_fixtures import CLASSES, make_config, make_data
+from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
 import cluster.selection
+import cluster.trial
+import gencls_core.selection
 from cluster.pipeline import run_all
+from gencls_core.calibration import fit_calibration
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
+from gencls_core.errors import TrainingError
 from gencls_core.events import ClassTrained, Event, StageStarted
+from gencls_core.posterior import label_prior, posterior_of
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import LikelihoodMatrix
 from gencls_core.selection import FOLDS, Candidate, candidates_of, cross_fitted, judge
-from gencls_core.storage import files_below
+from gencls_core.storage import files_below, remove_tree
 
 # --- what is tried -------------------------------------------------------------------------------
 
@@ -110,15 +116,32 @@ def test_each_text_is_calibrated_without_itself():
     scores[np.arange(90), codes] += 25
     before = cross_fitted(matrix_of(scores, codes))
     np.testing.assert_allclose(np.exp(before).sum(axis=1), 1, rtol=1e-12)
-    # The text's own label has no part in its posterior: another label changes those of others.
-    changed = codes.copy()
-    changed[7] = (codes[7] + 1) % 3
-    after = cross_fitted(matrix_of(scores, changed))
-    same = (before == after).all(axis=1)
-    assert not same.all()
+    # A text's own label has no part in its posterior, which is that of the other four parts.
+    matrix = matrix_of(scores, codes)
+    found = 0
+    for row in range(0, 90, 15):
+        parts = [fold for fold in _parts_without(matrix, row) if row not in fold]
+        for others in parts:
+            fitted = fit_calibration(matrix.take(others), prior := label_prior(matrix.take(others)))
+            expected = posterior_of(matrix.take(np.array([row])), prior, fitted)
+            found += bool(np.allclose(before[row], expected[0], atol=1e-9))
+    assert found == 6
     # Calibrated: raw posteriors of sums of 20 nats are far too sure.
     raw = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     assert -before[np.arange(90), codes].mean() < -raw[np.arange(90), codes].mean()
+
+
+def _parts_without(matrix: LikelihoodMatrix, row: int) -> list[np.ndarray]:
+    """Give the texts that each part was judged by, found by their effect on the posterior."""
+    base = cross_fitted(matrix)
+    # Changing the scores of a text changes the posteriors of exactly the parts that it calibrates.
+    seen = []
+    for other in range(len(matrix)):
+        scores = matrix.scores.copy()
+        scores[other] = scores[other][::-1] * 3 - 1
+        changed = cross_fitted(matrix_of(scores, matrix.label_codes))
+        seen.append(not np.array_equal(base[row], changed[row]))
+    return [np.array([n for n in range(len(matrix)) if seen[n] and n != row])]
 
 
 def test_unlabelled_texts_have_no_part():
@@ -247,11 +270,11 @@ def test_the_same_command_again_chooses_and_trains_nothing(chosen, data):
 
 
 @pytest.mark.ray
-def test_another_budget_trains_nothing_that_was_tried(chosen, data):
-    folder, _ = chosen
-    said = succeed(*command(data, folder, "--budget", "2h"))
+def test_another_budget_trains_nothing_that_was_tried(chosen, data, tmp_path):
+    shutil.copytree(chosen[0], tmp_path / "run")
+    said = succeed(*command(data, tmp_path / "run", "--budget", "2h"))
     assert "trying up to 3 recipes" in said
-    assert "trained" not in said.replace("trained and", "")
+    assert "model trained" not in said
 
 
 @pytest.mark.ray
@@ -295,6 +318,100 @@ def trained(events: list[Event]) -> list[str]:
     return [event.class_name for event in events if isinstance(event, ClassTrained)]
 
 
+@pytest.fixture
+def again(chosen, data, tmp_path) -> RunConfig:
+    """The settings of a copy of the run that has chosen."""
+    shutil.copytree(chosen[0], tmp_path / "run")
+    return config_of(data, tmp_path / "run")
+
+
+def with_recipe(config: RunConfig, recipe: str, **changes) -> RunConfig:
+    section = config.recipe.model_copy(update={"recipe": recipe, **changes})
+    return config.model_copy(update={"recipe": section})
+
+
+@pytest.mark.ray
+def test_a_recipe_may_be_asked_for_in_between(again):
+    run = RunDirectory(again.output_dir)
+    taken = run.manifest()["config"]["recipe"]["recipe"]
+    assert trained(list(run_all(with_recipe(again, taken)))) == []
+    assert "selection" not in run.manifest()
+    report = json.loads((run.report_path / "report.json").read_text())
+    assert report["selection"] is None
+    # What candidates came to is still there.
+    assert trained(list(run_all(again))) == []
+    assert run.manifest()["selection"]["chosen"]
+
+
+@pytest.mark.ray
+def test_other_test_texts_choose_nothing_anew(again):
+    data = again.data.model_copy(update={"max_test_samples": 12})
+    events = list(run_all(again.model_copy(update={"data": data})))
+    assert trained(events) == []
+    assert not any("trying" in getattr(event, "message", "") for event in events)
+
+
+@pytest.mark.ray
+def test_a_model_that_the_run_has_is_not_trained_again(data, tmp_path):
+    config = config_of(data, tmp_path / "run")
+    assert trained(list(run_all(with_recipe(config, "joint")))) == ["joint-lm"]
+    assert trained(list(run_all(with_recipe(config, "auto", budget="0")))) == []
+    assert RunDirectory(config.output_dir).manifest()["selection"]["chosen"] == "joint"
+
+
+@pytest.mark.ray
+def test_a_candidate_that_fails_ends_nothing(data, tmp_path, monkeypatch):
+    stage = cluster.trial.train_stage
+
+    def fails(preparation, *arguments):
+        if preparation.system.name == "conditional-lm":
+            raise TrainingError.of("the loss is no longer a finite number", found="nan")
+        yield from stage(preparation, *arguments)
+
+    monkeypatch.setattr(cluster.trial, "train_stage", fails)
+    config = config_of(data, tmp_path / "run")
+    seen = trained(list(run_all(config)))
+    assert "joint-lm" in seen
+    assert set(CLASSES) < set(seen)
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    notes = {trial["name"]: trial["note"] for trial in selection["trials"]}
+    assert notes["conditional"] == "it failed: the loss is no longer a finite number"
+    assert notes["joint"] is notes["independent"] is None
+    # It is written down: another budget does not try it again, though it would work now.
+    monkeypatch.undo()
+    assert trained(list(run_all(with_recipe(config, "auto", budget="2h")))) == []
+
+
+@pytest.mark.ray
+def test_texts_are_classified_by_what_was_chosen(again, tmp_path):
+    texts = write_jsonl(tmp_path / "new.jsonl", [{"text": "orbit laser kernel chip radio 1."}])
+    output = tmp_path / "predictions.jsonl"
+    folder = str(again.output_dir)
+    succeed("classify", "--model-dir", folder, str(texts), "--output", str(output))
+    [row] = map(json.loads, output.read_text().splitlines())
+    assert row["predicted"] in CLASSES
+
+
+@pytest.mark.ray
+def test_a_rate_that_was_chosen_is_not_one_that_was_given(data, tmp_path, monkeypatch):
+    """Another system of the run is trained as the user asked, not as a candidate was."""
+    candidates = (Candidate("joint", 4e-3), Candidate("conditional", None))
+    for module in (cluster.selection, gencls_core.selection):
+        monkeypatch.setattr(module, "candidates_of", lambda _config: candidates)
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": None}
+    config = config_of(data, tmp_path / "run", training=training)
+    config = config.model_copy(update={"training": TrainingConfig(epochs=1, batch_size=16)})
+    list(run_all(with_recipe(config, "auto", budget="0")))
+    manifest = RunDirectory(tmp_path / "run").manifest()
+    assert manifest["selection"]["chosen"] == "joint-0.004"
+    assert manifest["config"]["training"]["learning_rate"] is None
+    assert manifest["training"]["joint-lm"]["learning_rate"] == 4e-3
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert report["config"]["training"]["learning_rate"] == 4e-3
+    # Evaluating asks for the model as it was trained.
+    succeed("evaluate", "--model-dir", str(tmp_path / "run"))
+
+
 @pytest.mark.ray
 @pytest.mark.fault
 @pytest.mark.parametrize("when", ["second candidate", "weights removed"])
@@ -303,8 +420,13 @@ def test_an_interrupted_choice_goes_on_to_the_same_end(chosen, data, tmp_path, m
     stopped = run_all(config)
     seen: list[Event] = []
 
-    def interrupt(*_arguments, **_options):
-        raise KeyboardInterrupt
+    removed: list[Path] = []
+
+    def interrupt(path):
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path)
+        remove_tree(path)
 
     if when == "second candidate":
         for event in stopped:

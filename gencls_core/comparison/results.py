@@ -211,7 +211,7 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         seeds=(config.data.seed_of_sample, config.training.seed),
         sample=None if system in UNTRAINED else config.data.max_samples,
         train_texts=_train_texts(dataset, config.data.max_samples),
-        settings=settings_of(config, system, inference.matrix),
+        settings=settings_of(config, system, inference.matrix, dataset.split("train").rows),
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
         uncalibrated_accuracy=_accuracy(inference) if calibrated else None,

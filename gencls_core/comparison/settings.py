@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from gencls_core.config import RecipeConfig, RunConfig, Section, SystemsConfig
+from gencls_core.config import (
+    RecipeConfig,
+    ResolvedTraining,
+    RunConfig,
+    Section,
+    SystemsConfig,
+    TrainingConfig,
+)
 from gencls_core.run import CLASS_LM
 from gencls_core.score_matrix import LikelihoodMatrix
 from gencls_core.scoring_job import ModelSystem, names_classes
@@ -20,8 +27,17 @@ _NOT_A_SETTING = {
 """Seeds and sizes make repetitions and points of a curve; the others change no result."""
 
 
-def settings_of(config: RunConfig, system: str, scores: LikelihoodMatrix) -> dict[str, Any]:
-    """Give every setting that a system's scores and posteriors depend on."""
+def settings_of(
+    config: RunConfig, system: str, scores: LikelihoodMatrix, train_rows: int
+) -> dict[str, Any]:
+    """Give every setting that a system's scores and posteriors depend on.
+
+    Args:
+        config: the settings.
+        system: the system.
+        scores: its scores.
+        train_rows: number of texts that it learned from.
+    """
     sections: list[Section] = [config.data]
     settings: dict[str, Any] = {}
     known = MODEL_SYSTEMS.get(system)
@@ -42,29 +58,36 @@ def settings_of(config: RunConfig, system: str, scores: LikelihoodMatrix) -> dic
         values = section.model_dump(mode="json")
         settings |= {name: v for name, v in values.items() if name not in _NOT_A_SETTING}
     if known is not None and known.objective is not None:
-        settings |= _what_training_leaves_open(config, known)
+        settings |= _what_training_leaves_open(config, known, train_rows)
     if known is not None and known.base == "masked":
         del settings["model"], settings["revision"]
     return settings
 
 
-def _what_training_leaves_open(config: RunConfig, known: ModelSystem) -> dict[str, Any]:
+def _what_training_leaves_open(
+    config: RunConfig, known: ModelSystem, train_rows: int
+) -> dict[str, Any]:
     """Give learning rate and epochs as they are taken: asked for or not, the same is the same.
 
     Epochs that follow from the number of texts stay open: they make no other system of a point of
     a learning curve.
     """
-    taken = resolve_training(
-        config.training,
-        known.objective,
-        all_classes=not known.model_per_class,
-        adapter=config.model.lora_rank is not None,
-        texts=10**9,
-    )
-    open_ = config.training.epochs is None and known.objective in COMPARING
+
+    def resolved(training: TrainingConfig) -> ResolvedTraining:
+        return resolve_training(
+            training,
+            known.objective,
+            all_classes=not known.model_per_class,
+            adapter=config.model.lora_rank is not None,
+            texts=train_rows,
+        )
+
+    taken = resolved(config.training)
+    by_itself = resolved(config.training.model_copy(update={"epochs": None})).epochs
+    follows = known.objective in COMPARING and taken.epochs == by_itself
     return {
         "learning_rate": taken.learning_rate,
-        "epochs": "as few texts need" if open_ else taken.epochs,
+        "epochs": "as few texts need" if follows else taken.epochs,
     }
 
 
@@ -82,5 +105,5 @@ def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str
 
 def _settings_of_recipe(recipe: RecipeConfig, known: ModelSystem) -> dict[str, Any]:
     if known.objective == "joint":
-        return recipe.model_dump(mode="json", exclude={"recipe"})
+        return recipe.model_dump(mode="json", exclude={"recipe", "budget"})
     return {"prefix": recipe.prefix} if known.objective == "conditional" else {}

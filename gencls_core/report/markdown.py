@@ -78,7 +78,7 @@ def _classes(report: Report) -> str:
             ]
         )
     head = ["class", "texts", "precision", "recall", "F1", "F1 calibrated"]
-    return table([*head, "perplexity", "under the others"], rows)
+    return table([*head, "perplexity", "as the others"], rows)
 
 
 def _confusion(report: Report) -> str:

@@ -88,8 +88,8 @@ class CalibrationReport(_Part):
 class PerplexityReport(_Part):
     """Perplexity per token of the test texts of one class."""
 
-    own: float = Field(description="exp(−Σ scores / Σ tokens) under the class's own model.")
-    others: float | None = Field(description="Mean of the same under the other class models.")
+    own: float = Field(description="exp(−Σ scores / Σ tokens) as texts of their own class.")
+    others: float | None = Field(description="Mean of the same as texts of the other classes.")
     texts: int = Field(description="Test texts of the class.")
     tokens: int = Field(description="Tokens scored in them.")
 
