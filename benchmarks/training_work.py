@@ -54,7 +54,9 @@ class Work:
         texts = read_texts(case)
         sequences = [TokenizedText.of(ids, policy) for ids in tokenize(tokenizer, texts)]
         trained = len(texts) - int(case.options["held_out"])
-        config = TrainingConfig(epochs=1, batch_size=int(case.options["batch_size"]))
+        config = TrainingConfig(
+            epochs=1, learning_rate=5e-5, batch_size=int(case.options["batch_size"])
+        )
         return cls(tokenizer, config, texts[:trained], sequences[:trained], sequences[trained:])
 
     @property
