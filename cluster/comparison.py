@@ -97,7 +97,10 @@ def compare(
     cells = []
     for path, manifest in zip(runs, manifests, strict=True):
         config = parse_run_config(manifest["config"], place=uri_of(path / "run.json"))
-        values = {"output_dir": path, "compute": _as_made(compute, manifest)}
+        values: dict[str, Any] = {"output_dir": path, "compute": _as_made(compute, manifest)}
+        if manifest.get("selection", {}).get("rate_chosen"):
+            # What was chosen for its recipe is none that other systems of the run were given.
+            values["training"] = config.training.model_copy(update={"learning_rate": None})
         config = config.model_copy(update=values)
         cells.append(Cell(uri_of(path), config, tuple(systems), found=True))
     chosen = [systems if only else None] * len(cells)

@@ -96,11 +96,8 @@ def manifest_of(preparation: Preparation, previous: dict[str, Any]) -> dict[str,
     settings = dict.fromkeys(previous.get("systems", ()), previous.get("config"))
     settings |= previous.get("settings", {})
     manifest["settings"] = {**settings, name: manifest["config"]}
-    if preparation.asked is not None and preparation.selection is not None:
+    if preparation.selection is not None:
         manifest["selection"] = preparation.selection.model_dump(mode="json")
-        # A rate that was chosen for this recipe is none that other systems of the run were given.
-        asked = preparation.asked.training.model_dump(mode="json")
-        manifest["config"] = {**manifest["config"], "training": asked}
     return manifest
 
 

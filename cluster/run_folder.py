@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gencls_core.class_models import ClassModel
+from gencls_core.errors import UsageError
 from gencls_core.ownership import Lease, OwnershipError, own
 from gencls_core.remote_path import RemotePath
 from gencls_core.run import RunDirectory
-from gencls_core.storage import TEMPORARY_NAME, children, remove_tree
+from gencls_core.storage import TEMPORARY_NAME, children, read_json, remove_tree
 
 __all__ = ["incoming_folder", "owned"]
 
@@ -27,7 +28,9 @@ def owned(run: RunDirectory, what: str) -> Iterator[Lease]:
 
     Raises:
         OwnershipError: when a living process owns it.
+        UsageError: when it is a file, or has a `run.json` that is none of gencls.
     """
+    _refuse_foreign(run)
     existed = run.path.exists()
     try:
         with own(run.path, what) as lease:
@@ -43,6 +46,25 @@ def owned(run: RunDirectory, what: str) -> Iterator[Lease]:
         if not existed and isinstance(run.path, Path):
             with contextlib.suppress(OSError):
                 run.path.rmdir()
+
+
+def _refuse_foreign(run: RunDirectory) -> None:
+    remedy = "give another --output-dir"
+    if isinstance(run.path, Path) and run.path.exists() and not run.path.is_dir():
+        raise UsageError.of(
+            "the run directory is a file", place=run.path, expected="a folder", remedy=remedy
+        )
+    try:
+        values = read_json(run.manifest_path)
+    except (FileNotFoundError, ValueError):
+        return  # a torn one is written anew
+    if not isinstance(values, dict) or "format" not in values:
+        raise UsageError.of(
+            "the folder has a run.json that is not of gencls",
+            place=run.manifest_path,
+            expected="a folder of its own for the run",
+            remedy=remedy,
+        )
 
 
 def _collect(run: RunDirectory) -> None:

@@ -48,7 +48,8 @@ def why_not_chosen_by(dataset: Dataset) -> str | None:
     if held_out >= MIN_HELD_OUT:
         return None
     return (
-        f"{counted(held_out, 'held-out text')} cannot tell recipes apart: {MIN_HELD_OUT} are needed"
+        f"{counted(held_out, 'held-out text')} cannot tell recipes apart: {MIN_HELD_OUT} are "
+        "needed (a larger --validation-fraction holds out more)"
     )
 
 
@@ -99,7 +100,7 @@ def choose_recipe(
     candidates = candidates_of(config)
     reason = why_not_chosen_by(first.dataset)
     if reason is not None:
-        yield StageFinished("choose", f"{candidates[0].name}: {reason}", 0.0)
+        yield Note(f"nothing is chosen, recipe {candidates[0].name} is taken: {reason}")
         report = _report(config, first, candidates, {}, {candidates[0].name: reason}, None)
         return replace(first, selection=report)
     first = yield from base_stage(first, place)
@@ -114,6 +115,7 @@ def choose_recipe(
     for number, candidate in enumerate(candidates):
         if too_long := _too_long(candidate, outcomes, config, first.dataset):
             left_out[candidate.name] = too_long
+            yield Note(f"recipe {candidate.name} is left out: {too_long}")
             continue
         yield StageStarted("system", f"recipe {candidate.name} ({number + 1} of {len(candidates)})")
         try:
@@ -131,6 +133,12 @@ def choose_recipe(
             yield Note(f"recipe {candidate.name}: {left_out[candidate.name]}")
             continue
         trials[candidate.name], outcomes[candidate.name] = trial, found
+        yield StageFinished(
+            "system",
+            f"recipe {candidate.name}: NLL {found.nll.mean():.3f}, accuracy {found.accuracy:.1%} "
+            "of the held-out texts, calibrated",
+            found.seconds,
+        )
     verdict = judge([outcome.nll for outcome in outcomes.values()])
     taken = list(trials.values())[verdict.chosen]
     report = _report(config, first, candidates, outcomes, left_out, verdict)
@@ -216,14 +224,15 @@ def _report(
     left_out: Mapping[str, str],
     verdict: Verdict | None,
 ) -> SelectionReport:
-    rows = []
+    rows: list[TrialReport] = []
     tried = list(outcomes)
     for candidate in candidates:
+        untried = "not tried" if rows else None  # the first is taken
         row = TrialReport(
             name=candidate.name,
             recipe=candidate.recipe,
             learning_rate=_training(candidate, config, first.dataset).learning_rate,
-            note=left_out.get(candidate.name),
+            note=untried if verdict is None else left_out.get(candidate.name),
         )
         if verdict is not None and candidate.name in outcomes:
             number, outcome = tried.index(candidate.name), outcomes[candidate.name]
@@ -240,8 +249,12 @@ def _report(
     return SelectionReport(
         key=_key(config, first),
         budget_seconds=config.recipe.budget_seconds,
-        held_out_texts=len(next(iter(outcomes.values())).labels) if outcomes else 0,
+        held_out_texts=first.dataset.splits["validation"].rows
+        if "validation" in first.dataset.splits
+        else 0,
         chosen=candidates[0].name if verdict is None else tried[verdict.chosen],
+        rate_chosen=verdict is not None
+        and any(c.name == tried[verdict.chosen] and c.learning_rate for c in candidates),
         reason=_reason(tried, left_out, verdict),
         trials=rows,
     )

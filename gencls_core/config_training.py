@@ -114,8 +114,9 @@ class RecipeConfig(Section):
     )
     budget: str = Field(
         "10m",
-        description="`--recipe auto`: how long trying recipes may take in all (90s, 10m, 1h30m); "
-        "the first is trained however long it takes.",
+        description="`--recipe auto`: seconds of training and scoring that trying recipes may take "
+        "in all (90s, 10m, 1h30m; starting processes is not counted); the first is trained however "
+        "long it takes.",
     )
     prefix: str = Field(
         "Topic: {class}\n",
@@ -166,5 +167,5 @@ def _seconds(text: str) -> float:
     """Read a length of time: `90s`, `10m`, `1h30m`, or a number of seconds."""
     parts = _DURATION.findall(text)
     if not parts or "".join(map("".join, parts)) != text.strip():
-        raise ValueError(f"{text!r} is no length of time: write 90s, 10m, 1h30m, or seconds")
+        raise ValueError("no length of time: write 90s, 10m, 1h30m, or seconds")
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -37,7 +37,13 @@ class SelectionReport(_Part):
 
     key: str = Field(description="SHA-256 over what the choice depends on.")
     budget_seconds: float = Field(description="Time that trying might take.")
-    held_out_texts: int = Field(description="Labelled held-out texts that it was chosen by.")
+    held_out_texts: int = Field(
+        description="Held-out texts; with too few the first recipe is taken."
+    )
     chosen: str = Field(description="Name of the recipe that was taken.")
+    rate_chosen: bool = Field(
+        False,
+        description="Whether its learning rate was chosen, too, and not given or the default.",
+    )
     reason: str = Field(description="Why, in words.")
     trials: list[TrialReport] = Field(description="All recipes, the most promising first.")

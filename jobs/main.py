@@ -18,7 +18,10 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("jobs.run", "Train, score and report: labelled texts in, accuracy report out."),
-    "train": ("jobs.run", "Train one language model per class."),
+    "train": (
+        "jobs.run",
+        "Train the models alone; by default one language model per class.",
+    ),
     "evaluate": ("jobs.evaluate", "Score labelled texts under trained class models, and report."),
     "classify": ("jobs.evaluate", "Label new texts with trained class models."),
     "compare": ("jobs.compare", "Compare systems on the same test texts, with significance."),
@@ -77,7 +80,7 @@ class _LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Generative text classification: one language model per class, exact log-likelihoods.
+    """Generative text classification: language models of classes, exact log-likelihoods.
 
     A text gets the class under whose model it is most likely: argmax of log P(text | class) +
     log P(class). Start here:

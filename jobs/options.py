@@ -91,7 +91,8 @@ def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]
         text += f" {repeated.help}"
     else:
         names, settings = [flag, *ALIASES.get(name, []), name], {"type": kind}
-    if field.default not in _NOTHING and not is_flag:
+    # Each command has a recipe of its own where none is given, which the text says.
+    if field.default not in _NOTHING and not is_flag and name != "recipe":
         text += f"  [default: {_shown(field.default)}]"
     return click.option(
         *names, default=None, help=text, cls=_SectionOption, section=section, **settings

@@ -100,10 +100,10 @@ def _choice(preparation: Preparation) -> Iterator[str]:
     if reason := why_not_chosen_by(preparation.dataset):
         yield f"{first}: {reason}"
         return
-    yield f"{first} is trained in any case; what is below is of it"
-    budget = preparation.asked.recipe.budget
-    yield f"as far as {budget} in all allow: {', '.join(others)}"
-    yield "by the cross-fitted NLL of the held-out texts; never by the test texts"
+    budget, held_out = preparation.asked.recipe.budget, preparation.dataset.splits["validation"]
+    yield f"{first} is tried first, then, while {budget} last: {', '.join(others)}"
+    yield f"judged by the calibrated NLL of {held_out.rows:,} held-out texts"
+    yield f"what is below is of {first}"
 
 
 def _faster(preparation: Preparation) -> str:

@@ -128,7 +128,7 @@ def run_config(
         if taken not in needed and (unread := sorted(given & names)):
             flag = "--" + unread[0].replace("_", "-")
             raise click.UsageError(
-                f"{flag} says nothing to --recipe {taken}: give --recipe {needed[-1]}, or leave "
+                f"{flag} has no effect with --recipe {taken}: give --recipe {needed[-1]}, or leave "
                 "it out"
             )
     return config

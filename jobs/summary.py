@@ -48,6 +48,8 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
             _percent(baseline["macro_f1"]),
         )
     console.print(table)
+    if (selection := report.get("selection")) is not None:
+        console.print(f"Recipe {selection['chosen']}: {selection['reason']}.", markup=False)
     console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
 

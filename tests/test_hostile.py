@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from model_fixtures import make_model_folder
-from run_fixtures import write_jsonl
+from run_fixtures import make_config, write_jsonl
 
 from benchmarks.synthetic import StubModels
+from cluster.pipeline import run_all
 from gencls_core.config import DataConfig, ModelConfig, ScoringConfig, SequenceConfig
 from gencls_core.datasets.ingest import ingest
 from gencls_core.errors import DataError, ModelError, UsageError
@@ -145,3 +146,22 @@ def test_a_text_of_50_mb_is_refused_by_its_line(end, tmp_path):
     assert "50,000,000 characters" in str(error.value)
     assert len(str(error.value)) < 1000
     assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]"])
+def test_what_is_not_ours_is_not_overwritten(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=r"run\.json that is not of gencls"):
+        list(run_all(make_config(tmp_path, output_dir=str(folder))))
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+    assert (folder / "run.json").read_text() == content
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_text("x")
+    with pytest.raises(UsageError, match="the run directory is a file"):
+        list(run_all(make_config(tmp_path, output_dir=str(file))))
+    assert file.read_text() == "x"

@@ -178,11 +178,11 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, more, problem):
 @pytest.mark.parametrize(
     ("more", "flag"),
     [
-        (("--prefix", "{class}: "), "--prefix says nothing to --recipe independent"),
-        (("--class-words", "01=sports"), "--class-words says nothing to --recipe independent"),
+        (("--prefix", "{class}: "), "--prefix has no effect with --recipe independent"),
+        (("--class-words", "01=sports"), "--class-words has no effect with --recipe independent"),
         (
             ("--recipe", "conditional", "--lm-weight", "1"),
-            "--lm-weight says nothing to --recipe cond",
+            "--lm-weight has no effect with --recipe cond",
         ),
     ],
 )

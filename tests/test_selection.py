@@ -280,8 +280,8 @@ def test_another_budget_trains_nothing_that_was_tried(chosen, data, tmp_path):
 @pytest.mark.ray
 def test_plan_says_what_would_be_tried(data, tmp_path):
     planned = " ".join(succeed("plan", *command(data, tmp_path / "run")[1:]).split())
-    assert "joint is trained in any case" in planned
-    assert "as far as 1h in all allow: conditional, independent" in planned
+    assert "joint is tried first, then, while 1h last: conditional, independent" in planned
+    assert "54 held-out texts" in planned
     assert not (tmp_path / "run").exists()
 
 
@@ -306,8 +306,9 @@ def test_too_few_held_out_texts_choose_nothing(data, tmp_path):
     events = list(run_all(config))
     assert [e.class_name for e in events if isinstance(e, ClassTrained)] == ["joint-lm"]
     selection = RunDirectory(tmp_path / "run").manifest()["selection"]
-    assert (selection["chosen"], selection["held_out_texts"]) == ("joint", 0)
+    assert (selection["chosen"], selection["held_out_texts"]) == ("joint", 18)
     assert "18 held-out texts cannot tell recipes apart: 50 are needed" in selection["reason"]
+    assert [t["note"] for t in selection["trials"]] == [None, "not tried", "not tried"]
     assert not (tmp_path / "run" / "candidates").exists()
     # The second time, too, the choice stands.
     again = list(run_all(config))
@@ -404,10 +405,17 @@ def test_a_rate_that_was_chosen_is_not_one_that_was_given(data, tmp_path, monkey
     list(run_all(with_recipe(config, "auto", budget="0")))
     manifest = RunDirectory(tmp_path / "run").manifest()
     assert manifest["selection"]["chosen"] == "joint-0.004"
-    assert manifest["config"]["training"]["learning_rate"] is None
+    assert manifest["config"]["training"]["learning_rate"] == 4e-3
+    assert manifest["selection"]["rate_chosen"]
     assert manifest["training"]["joint-lm"]["learning_rate"] == 4e-3
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert report["config"]["training"]["learning_rate"] == 4e-3
+    output = ["--output-dir", str(tmp_path / "out")]
+    succeed("compare", str(tmp_path / "run"), "--systems", "conditional-lm", *output)
+    systems = tmp_path / "run" / "systems" / "conditional-lm" / "all+classes"
+    record = json.loads((systems / "committed.json").read_text())
+    # The default of 1e-4, after its warm-up and some of its decay.
+    assert record["training"]["history"][0]["learning_rate"] <= 1e-4
     # Evaluating asks for the model as it was trained.
     succeed("evaluate", "--model-dir", str(tmp_path / "run"))
 

@@ -126,7 +126,14 @@ def _selection(report: Report) -> list[str]:
         ]
         for trial in chosen.trials
     ]
-    head = ["recipe", "learning rate", "held-out NLL", "above the lowest", "accuracy", "training"]
+    head = [
+        "recipe",
+        "learning rate",
+        "held-out NLL",
+        "above the lowest",
+        "calibrated accuracy",
+        "training",
+    ]
     return ["## Choice of the recipe", words.choice(chosen), table([*head, ""], rows)]
 
 

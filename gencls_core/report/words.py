@@ -95,7 +95,7 @@ def above(difference: float | None, error: float | None) -> str:
 def choice(selection: SelectionReport) -> str:
     """Say which recipe was taken, and why."""
     sentence = f"{selection.chosen} was taken: {selection.reason}."
-    if not selection.held_out_texts:
+    if all(trial.nll is None for trial in selection.trials):
         return sentence
     return (
         f"{sentence} Recipes are judged by the mean −log P of the labels of "
