@@ -44,13 +44,17 @@ def first_candidate(config: RunConfig) -> RunConfig:
 
 def why_not_chosen_by(dataset: Dataset) -> str | None:
     """Say why no recipe can be chosen by the held-out texts of a dataset; None where one can."""
-    held_out = dataset.splits["validation"].rows if "validation" in dataset.splits else 0
+    held_out = _held_out(dataset)
     if held_out >= MIN_HELD_OUT:
         return None
     return (
         f"{counted(held_out, 'held-out text')} cannot tell recipes apart: {MIN_HELD_OUT} are "
         "needed (a larger --validation-fraction holds out more)"
     )
+
+
+def _held_out(dataset: Dataset) -> int:
+    return dataset.splits["validation"].rows if "validation" in dataset.splits else 0
 
 
 def prepare_open(
@@ -107,7 +111,7 @@ def choose_recipe(
     yield StageStarted(
         "choose",
         f"trying up to {len(candidates)} recipes for {config.recipe.budget} in all, by "
-        f"{first.dataset.splits['validation'].rows:,} held-out texts",
+        f"{_held_out(first.dataset):,} held-out texts",
     )
     trials: dict[str, Trial] = {}
     outcomes: dict[str, Outcome] = {}
@@ -246,15 +250,14 @@ def _report(
             }
             row = row.model_copy(update=figures)
         rows.append(row)
+    chosen = candidates[0].name if verdict is None else tried[verdict.chosen]
+    rates = {candidate.name: candidate.learning_rate for candidate in candidates}
     return SelectionReport(
         key=_key(config, first),
         budget_seconds=config.recipe.budget_seconds,
-        held_out_texts=first.dataset.splits["validation"].rows
-        if "validation" in first.dataset.splits
-        else 0,
-        chosen=candidates[0].name if verdict is None else tried[verdict.chosen],
-        rate_chosen=verdict is not None
-        and any(c.name == tried[verdict.chosen] and c.learning_rate for c in candidates),
+        held_out_texts=_held_out(first.dataset),
+        chosen=chosen,
+        rate_chosen=rates[chosen] is not None,
         reason=_reason(tried, left_out, verdict),
         trials=rows,
     )

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -222,5 +222,5 @@ def _copy_model(model: ClassModel, destination: Location, lease: Lease) -> None:
                 os.link(local / name, target)
             except OSError:  # another disk, or one without links
                 shutil.copy2(local / name, target)
-        write_json(folder / COMMIT_NAME, replace(model, path=destination).to_json())
+        write_json(folder / COMMIT_NAME, model.to_json())
         lease.check()

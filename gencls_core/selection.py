@@ -30,8 +30,8 @@ MIN_HELD_OUT = 50
 """With fewer labelled held-out texts nothing is chosen by them."""
 FOLDS = 5
 
-_RATES = (1.0, 2.0, 0.5)
-"""Learning rates that joint tuning is tried with, as multiples of its default."""
+_RATES = (2.0, 0.5)
+"""Other learning rates that joint tuning is tried with, as multiples of its default."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def candidates_of(config: RunConfig) -> tuple[Candidate, ...]:
         default = config.training.resolved(
             all_classes=True, compares=True, adapter=config.model.lora_rank is not None, texts=1
         ).learning_rate
-        rates += [factor * default for factor in _RATES[1:]]
+        rates += [factor * default for factor in _RATES]
     return (
         *(Candidate("joint", rate) for rate in rates),
         Candidate("conditional", None),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gencls_core.report_part import ReportPart
 
 __all__ = ["SelectionReport", "TrialReport"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TrialReport(_Part):
+class TrialReport(ReportPart):
     """A recipe that might have been taken."""
 
     name: str = Field(description="Recipe, and its learning rate where that is not the default.")
@@ -32,7 +30,7 @@ class TrialReport(_Part):
     note: str | None = Field(None, description="Why it was not tried.")
 
 
-class SelectionReport(_Part):
+class SelectionReport(ReportPart):
     """How `--recipe auto` chose; the test texts had no part in it."""
 
     key: str = Field(description="SHA-256 over what the choice depends on.")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gencls_core.report_part import ReportPart
 
 __all__ = [
     "ALPHA",
@@ -26,11 +28,7 @@ ALPHA = 0.05
 """Corrected p-values below are called significant."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EstimateReport(_Part):
+class EstimateReport(ReportPart):
     """A figure with its 95 % interval."""
 
     value: float = Field(description="Mean over the repetitions.")
@@ -42,7 +40,7 @@ class EstimateReport(_Part):
     )
 
 
-class SystemReport(_Part):
+class SystemReport(ReportPart):
     """One system, trained on so many texts."""
 
     name: str = Field(description="The system, with the settings in which variants differ.")
@@ -67,7 +65,7 @@ class SystemReport(_Part):
     )
 
 
-class PairReport(_Part):
+class PairReport(ReportPart):
     """Two systems, trained on equally many texts, on the same test texts."""
 
     a: str = Field(description="One system.")
@@ -86,7 +84,7 @@ class PairReport(_Part):
     holm_of: str = Field(description="`mcnemar`, or `bootstrap` where a system has repetitions.")
 
 
-class CurvePoint(_Part):
+class CurvePoint(ReportPart):
     """Accuracy of a system after so many train texts."""
 
     system: str = Field(description="The system.")
@@ -94,7 +92,7 @@ class CurvePoint(_Part):
     accuracy: EstimateReport = Field(description="Accuracy.")
 
 
-class Answer(_Part):
+class Answer(ReportPart):
     """One of the questions that a comparison is made for."""
 
     question: str = Field(description="The question.")
@@ -104,7 +102,7 @@ class Answer(_Part):
     words: str = Field(description="The answer in a sentence, with its figures.")
 
 
-class TextsReport(_Part):
+class TextsReport(ReportPart):
     """The texts that all systems were scored on."""
 
     name: str = Field(description="Name of the data set.")
@@ -113,7 +111,7 @@ class TextsReport(_Part):
     warnings: list[str] = Field(description="What was noticed when the data was prepared.")
 
 
-class Comparison(_Part):
+class Comparison(ReportPart):
     """report.json of a comparison."""
 
     format: Literal[1] = Field(default=COMPARISON_FORMAT, description="Version of this schema.")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from gencls_core.report_part import ReportPart
 from gencls_core.selection_report import SelectionReport
 
 __all__ = [
@@ -36,11 +37,7 @@ REPORT_FORMAT: Literal[1] = 1
 T = TypeVar("T")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Both(_Part, Generic[T]):
+class Both(ReportPart, Generic[T]):
     """A figure by the plain rule of Bayes, and by the calibrated one."""
 
     uncalibrated: T = Field(description="From the log-likelihoods as they are, plus the log prior.")
@@ -49,7 +46,7 @@ class Both(_Part, Generic[T]):
     )
 
 
-class ClassReport(_Part):
+class ClassReport(ReportPart):
     """How well one class is recognised."""
 
     precision: float = Field(description="Right among the texts given this class; 0 if none were.")
@@ -58,7 +55,7 @@ class ClassReport(_Part):
     support: int = Field(description="Test texts labelled with this class.")
 
 
-class ReliabilityBinReport(_Part):
+class ReliabilityBinReport(ReportPart):
     """Texts whose predicted class has a probability in (lower, upper]."""
 
     lower: float = Field(description="Lower edge, excluded.")
@@ -68,14 +65,14 @@ class ReliabilityBinReport(_Part):
     accuracy: float | None = Field(description="Part of them that is right; null for none.")
 
 
-class PriorReport(_Part):
+class PriorReport(ReportPart):
     """The class prior that was used."""
 
     name: str = Field(description="As it was asked for: `train`, `uniform` or `World=0.4,…`.")
     per_class: dict[str, float] = Field(description="Probability of each class.")
 
 
-class CalibrationReport(_Part):
+class CalibrationReport(ReportPart):
     """Scale and biases fitted on the validation texts."""
 
     scale: float = Field(description="Multiplies every score; below 1: the raw one is too sure.")
@@ -85,7 +82,7 @@ class CalibrationReport(_Part):
     nll_after: float = Field(description="The same, calibrated.")
 
 
-class PerplexityReport(_Part):
+class PerplexityReport(ReportPart):
     """Perplexity per token of the test texts of one class."""
 
     own: float = Field(description="exp(−Σ scores / Σ tokens) as texts of their own class.")
@@ -94,7 +91,7 @@ class PerplexityReport(_Part):
     tokens: int = Field(description="Tokens scored in them.")
 
 
-class BaselineReport(_Part):
+class BaselineReport(ReportPart):
     """Another system on the same test texts."""
 
     accuracy: float = Field(description="Part of the labelled test texts it labels correctly.")
@@ -103,7 +100,7 @@ class BaselineReport(_Part):
     num_examples: int = Field(description="Labelled test texts it was measured on.")
 
 
-class LikelihoodCheck(_Part):
+class LikelihoodCheck(ReportPart):
     """Exact log-likelihoods against the mean loss times the number of tokens."""
 
     rows: int = Field(description="(text, class) pairs compared.")
@@ -112,7 +109,7 @@ class LikelihoodCheck(_Part):
     argmax_disagreements: int = Field(description="Texts whose predicted class would differ.")
 
 
-class Timing(_Part):
+class Timing(ReportPart):
     """What the run took, summed over its tasks; tasks may have run side by side."""
 
     train_seconds: float | None = Field(description="Training, summed over the classes.")
@@ -123,7 +120,7 @@ class Timing(_Part):
     wall_seconds: float | None = Field(description="Wall time of the whole run.")
 
 
-class EpochReport(_Part):
+class EpochReport(ReportPart):
     """One point of a training curve."""
 
     epoch: float = Field(description="Passes over the train texts so far.")
@@ -133,7 +130,7 @@ class EpochReport(_Part):
     learning_rate: float = Field(description="At this step.")
 
 
-class TrainingTask(_Part):
+class TrainingTask(ReportPart):
     """Training of one model: of a class, or of all classes."""
 
     texts: int = Field(description="Its train texts.")
@@ -159,7 +156,7 @@ class TrainingTask(_Part):
     history: list[EpochReport] = Field(description="The training curve.")
 
 
-class ScoringTask(_Part):
+class ScoringTask(ReportPart):
     """Scoring of the test texts under one class."""
 
     shards: int = Field(description="Score shards.")
@@ -169,7 +166,7 @@ class ScoringTask(_Part):
     peak_memory_bytes: int = Field(description="Largest peak resident memory of a scorer.")
 
 
-class TaskReport(_Part):
+class TaskReport(ReportPart):
     """What one class cost."""
 
     training: TrainingTask | None = Field(
@@ -178,7 +175,7 @@ class TaskReport(_Part):
     scoring: ScoringTask = Field(description="Scoring of the test texts under this class.")
 
 
-class DatasetReport(_Part):
+class DatasetReport(ReportPart):
     """The data that was used."""
 
     name: str = Field(description="Name of the data set.")
@@ -188,7 +185,7 @@ class DatasetReport(_Part):
     warnings: list[str] = Field(description="What was noticed when the data was prepared.")
 
 
-class Report(_Part):
+class Report(ReportPart):
     """report.json: what one system did on one set of test texts."""
 
     format: Literal[1] = Field(default=REPORT_FORMAT, description="Version of this schema.")
