@@ -75,16 +75,22 @@ class Classifier:
             for ids in token_ids
         ]
 
-    def pad(self, texts: Sequence[ReadText]) -> Tensor:
+    def pad(self, texts: Sequence[ReadText], padding_id: int | None = None) -> Tensor:
         """Give the token ids of texts, [B, T], padded on the right, on the model's device."""
         rows = [torch.from_numpy(text.inputs_T).long() for text in texts]
-        return pad_windows(rows, self.padding_id).to(next(self.model.parameters()).device)
+        padding = self.padding_id if padding_id is None else padding_id
+        return pad_windows(rows, padding).to(next(self.model.parameters()).device)
 
-    def logits(self, texts: Sequence[ReadText]) -> Tensor:
-        """Give the head's outputs for texts in one padded pass, [B, C], float32."""
+    def logits(self, texts: Sequence[ReadText], padding_id: int | None = None) -> Tensor:
+        """Give the head's outputs for texts in one padded pass, [B, C], float32.
+
+        Args:
+            texts: what `read` gave.
+            padding_id: another token to pad with; it must make no difference.
+        """
         inner = plain_model(self.model)
         trunk = getattr(inner, inner.base_model_prefix)
-        hidden_BTD = trunk(input_ids=self.pad(texts), use_cache=False).last_hidden_state
+        hidden_BTD = trunk(input_ids=self.pad(texts, padding_id), use_cache=False).last_hidden_state
         last_B = torch.tensor([len(text) - 1 for text in texts], device=hidden_BTD.device)
         hidden_BD = hidden_BTD[torch.arange(len(texts), device=hidden_BTD.device), last_B]
         logits_BC: Tensor = getattr(inner, HEAD)(hidden_BD)
