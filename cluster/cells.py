@@ -31,7 +31,7 @@ from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.prompts import check_prompts
 from gencls_core.run import RunDirectory, RunStatus
 from gencls_core.systems import System
-from gencls_core.systems.commit import is_committed
+from gencls_core.systems.commit import missing_targets, targets_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED, light_system
 
 __all__ = ["Cell", "OpenCell", "cells_of", "check_systems"]
@@ -111,13 +111,14 @@ class Cell:
             for name in systems
             if name not in MODEL_SYSTEMS
         )
+        targets = targets_of(run, dataset)
         return OpenCell(
             cell=self,
             dataset=dataset,
             lease=None,
             preparations=preparations,
             missing=tuple(found for found in preparations if has_work(found, score=True)),
-            light=tuple(s for s in light if not is_committed(s, dataset, run.scores)),
+            light=tuple(s for s in light if missing_targets(s, dataset, targets)),
         )
 
 

@@ -10,17 +10,18 @@ from typing import Any
 
 from cluster.connection import Workplace
 from cluster.manifest import committed_models, manifest_of, previous_manifest
+from cluster.other_texts import OtherTexts, evaluated_settings, other_texts
 from cluster.preparation import Preparation, main_system, model_digest
 from cluster.resources import ModelSize, device_of, make_plan, precision_of
-from cluster.run_folder import incoming_folder, owned
+from cluster.run_folder import owned
 from cluster.scorer import Scorer
 from cluster.stages import baseline_stage, report_stage
 from cluster.turn import in_turn, is_missing
 from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, ResolvedTraining, RunConfig
-from gencls_core.config_parsing import parse_run_config
-from gencls_core.datasets import Dataset, SplitName, ingest
+from gencls_core.datasets import Dataset
+from gencls_core.ensemble import companion_of
 from gencls_core.errors import ModelError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, resolve_model
@@ -28,7 +29,7 @@ from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.scoring_job import model_names
-from gencls_core.storage import digest_of
+from gencls_core.systems.names import system_title
 
 __all__ = ["classify_texts", "evaluate_models"]
 
@@ -106,11 +107,11 @@ class _Evaluation:
         source = RunDirectory(model_dir.absolute())
         manifest = source.manifest()
         models = _models_of(source, manifest)
-        config, data = _settings(source, manifest, data, changes)
+        config, data = evaluated_settings(source, manifest, data, changes)
         place = Workplace(stack, config.compute)
-        texts = _Texts(source, source, source.dataset(), config, ())
+        texts = OtherTexts(source, source, source.dataset(), config, ())
         if data is not None:
-            texts = _other_texts(source, config, data, labelled=labelled)
+            texts = other_texts(source, config, data, labelled=labelled)
         if "test" not in texts.dataset.splits:
             raise UsageError.of(
                 "no test texts",
@@ -157,7 +158,7 @@ class _Evaluation:
         """Score and report."""
         yield from self.score()
         preparation = self.preparation
-        if self.own and preparation.config.baseline and "train" in preparation.dataset.splits:
+        if self.own and "train" in preparation.dataset.splits:
             yield from baseline_stage(preparation)
         models_of = None if self.own else self.source
         yield from report_stage(preparation.config, preparation.run, models_of)
@@ -178,6 +179,8 @@ class _Evaluation:
             for event in scorer.score(run, self.lease, preparation.dataset, "test"):
                 worked = worked or isinstance(event, ShardCommitted)
                 yield event
+        if not self.own:
+            yield from self._ensemble(own)
         manifest = manifest_of(preparation, previous) | {"status": "finished"}
         if self.own:
             # The run goes on telling how it was trained, on which data, and how it is scored.
@@ -192,6 +195,32 @@ class _Evaluation:
             elapsed = round(time.perf_counter() - started, 2)
             manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
         run.write_manifest(manifest)
+
+    def _ensemble(self, own: Dataset) -> Iterator[Event]:
+        """Score the texts with the second system of an ensemble, where the run has one."""
+        from gencls_core.report.fitting import ensemble_taken
+        from gencls_core.systems.commit import Target, commit_system, missing_targets, targets_of
+        from gencls_core.systems.registry import light_system
+
+        preparation, source = self.preparation, self.source
+        wanted = preparation.config.posterior.ensemble
+        beside = companion_of(wanted, baseline=preparation.config.baseline)
+        if beside is None or not {"train", "validation"} <= set(own.splits):
+            return
+        if ensemble_taken(source, wanted) is False:
+            return
+        began = time.perf_counter()
+        asked = RunConfig.model_validate(source.manifest()["config"])
+        system = light_system(beside, asked.data.seed_of_sample, asked.systems)
+        targets = [Target(preparation.dataset, "test", preparation.run.scores)]
+        _, held_out = targets_of(source, own, held_out=True)
+        if missing_targets(system, own, [held_out]):
+            # The run did without; what it rests on is not touched.
+            targets.append(replace(held_out, store=preparation.run.validation_scores))
+        if commit_system(system, own, targets):
+            yield StageFinished(
+                "baseline", f"{system_title(beside)} scored", time.perf_counter() - began
+            )
 
     def _calibrate(self, scorer: Scorer, texts: Dataset) -> Iterator[Event]:
         """Score the validation texts: with the models, unless the settings differ from theirs.
@@ -210,78 +239,6 @@ class _Evaluation:
         if shards.work:
             lease = self.stack.enter_context(owned(source, "calibration of an evaluation"))
         yield from scorer.score(source, lease, texts, "validation", shards)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Texts to be scored, where their scores go, and with which settings."""
-
-    source: RunDirectory
-    run: RunDirectory
-    dataset: Dataset
-    config: RunConfig
-    notes: tuple[str, ...]
-
-
-def _settings(
-    source: RunDirectory,
-    manifest: dict[str, Any],
-    data: DataConfig | None,
-    changes: dict[str, Any],
-) -> tuple[RunConfig, DataConfig | None]:
-    """Give the run's settings with the changes, and the texts to score; None for its own."""
-    settings = dict(manifest["config"])
-    for section, values in changes.items():
-        settings[section] = {**settings[section], **values}
-    settings["output_dir"] = uri_of(source.path)
-    config = parse_run_config(settings)
-    if data is None and _scored_otherwise(source, config) and "test" in source.dataset().splits:
-        # The run's own scores and report stay: these go to an evaluation of their own.
-        data = DataConfig(data_dir=source.dataset_path)
-    return config, data
-
-
-def _scored_otherwise(source: RunDirectory, config: RunConfig) -> bool:
-    """Say whether the settings would change the score rows that the run has."""
-    before = RunConfig.model_validate(source.manifest()["config"])
-    scored = source.scores.records(before.recipe.system)
-    return bool(scored) and _scored_as(config) != _scored_as(before)
-
-
-def _other_texts(
-    source: RunDirectory, config: RunConfig, data: DataConfig, *, labelled: bool
-) -> _Texts:
-    """Prepare other texts in a folder of their own; the run itself where they are its own."""
-    data = data.model_copy(update={"classes": tuple(source.manifest()["classes"])})
-    apart = _scored_otherwise(source, config)
-    scored_as = _scored_as(config) if apart else None
-    parts = [data.model_dump(mode="json"), labelled, scored_as]
-    if config.recipe.recipe != "independent":
-        # Scores of another recipe's models would not be noticed when those are trained again.
-        parts.append(config.recipe.system)
-    run = source.evaluation(digest_of(parts))
-    own = source.dataset()
-    config = config.model_copy(update={"data": data})
-    with incoming_folder(run) as incoming:
-        dataset = ingest(
-            data, incoming, splits=("test",), labelled=labelled, reuse=run.dataset_path
-        )
-        tested = own.splits.get("test")
-        same = tested and tested.fingerprint == dataset.split("test").fingerprint
-        if labelled and same and not apart:
-            return _Texts(source, source, own, config, ())
-        if dataset.path != run.dataset_path:
-            with owned(run, "preparing texts"):
-                run.adopt_dataset(incoming)
-        dataset = replace(dataset, path=run.dataset_path)
-        notes = _leaks(own, dataset) if labelled else ()
-        return _Texts(source, run, dataset, config, notes)
-
-
-def _scored_as(config: RunConfig) -> list[Any]:
-    """Give the settings that change score rows; with others, a run's own scores stay."""
-    scoring = config.scoring
-    return [scoring.likelihood, scoring.per_token, scoring.shard_size, config.compute.precision]
 
 
 def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassModel, ...]:
@@ -304,25 +261,8 @@ def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassMod
     return committed_models(source, names, digests, system.name)
 
 
-def _leaks(own: Dataset, dataset: Dataset) -> tuple[str, ...]:
-    """Say how many of the texts were trained on: their figures would flatter."""
-
-    def hashes(texts: Dataset, split: SplitName) -> Iterator[int]:
-        for batch in texts.iter_batches(split, ["text"]):
-            yield from (hash(" ".join(text.split())) for text in batch.column("text").to_pylist())
-
-    if "train" not in own.splits:
-        return ()
-    tested = set(hashes(dataset, "test"))
-    trained = {value for value in hashes(own, "train") if value in tested}
-    leaked = sum(value in trained for value in hashes(dataset, "test"))
-    if not leaked:
-        return ()
-    return (f"{leaked:,} of the texts also stand in the train texts of these class models",)
-
-
 def _prepare_with_models(
-    texts: _Texts, models: tuple[ClassModel, ...], place: Workplace
+    texts: OtherTexts, models: tuple[ClassModel, ...], place: Workplace
 ) -> Preparation:
     """Plan scoring from the committed class models: the base model itself may be out of reach."""
     config, budget = texts.config, place.budget

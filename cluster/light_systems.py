@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.connection import Workplace
-from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Fence, Lease
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
-from gencls_core.scores import ScoreStore
 from gencls_core.systems import System
-from gencls_core.systems.commit import commit_system
+from gencls_core.systems.commit import commit_system, targets_of
 
 __all__ = ["LightWork", "light_stage"]
 
@@ -64,8 +62,7 @@ def _train(pieces: Sequence[LightWork]) -> Iterator[Event]:
         while waiting:
             piece, attempt = waiting.popleft()
             fence = piece.lease.fence(f"system-{piece.system.name}")
-            run = piece.run
-            task = remote.remote(piece.system, run.dataset_path, run.scores.path, fence)
+            task = remote.remote(piece.system, piece.run.path, fence)
             pending[task] = (piece, fence, attempt)
         done, _ = ray.wait(list(pending), num_returns=1)
         for task in done:
@@ -82,6 +79,8 @@ def _train(pieces: Sequence[LightWork]) -> Iterator[Event]:
                 raise failure_of(error, piece.name) from error
 
 
-def _score(system: System, dataset: Location, store: Location, fence: Fence) -> None:
+def _score(system: System, folder: Location, fence: Fence) -> None:
     """Run in a Ray worker."""
-    commit_system(system, Dataset.open(dataset), ScoreStore(store), fence)
+    run = RunDirectory(folder)
+    dataset = run.dataset()
+    commit_system(system, dataset, targets_of(run, dataset), fence)

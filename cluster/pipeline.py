@@ -246,11 +246,5 @@ def _stages(
     if not score:
         return
     yield from score_stage(preparation, place, lease)
-    config, run = preparation.config, preparation.run
     lease.check()
-    if config.baseline:
-        yield from baseline_stage(preparation)
-    else:
-        from gencls_core.systems.tfidf import TFIDF
-
-        run.scores.retire(TFIDF, ())
+    yield from baseline_stage(preparation)

@@ -11,6 +11,7 @@ from cluster.placement import memory_share
 from cluster.preparation import Preparation
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
+from gencls_core.ensemble import companion_of
 from gencls_core.errors import counted
 from gencls_core.events import ClassReused, Event, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
@@ -18,6 +19,7 @@ from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import children, remove_tree
+from gencls_core.systems.names import BASELINE
 
 __all__ = [
     "base_stage",
@@ -146,16 +148,28 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
 
 
 def baseline_stage(preparation: Preparation) -> Iterator[Event]:
-    """Score the baseline where that is not committed."""
-    from gencls_core.systems.commit import commit_system
-    from gencls_core.systems.tfidf import TfidfSystem
+    """Score baseline and second system of an ensemble where that is not committed.
 
-    began = time.perf_counter()
-    system = TfidfSystem(preparation.config.data.seed_of_sample)
-    if commit_system(system, preparation.dataset, preparation.run.scores):
-        yield StageFinished(
-            "baseline", "TF-IDF with logistic regression scored", time.perf_counter() - began
-        )
+    The second system scores the held-out texts, too, by which it is weighted.
+    """
+    from gencls_core.systems.commit import commit_system, targets_of
+    from gencls_core.systems.names import system_title
+    from gencls_core.systems.registry import light_system
+
+    config, dataset, run = preparation.config, preparation.dataset, preparation.run
+    beside = companion_of(config.posterior.ensemble, baseline=config.baseline)
+    wanted = {BASELINE: config.baseline} | ({} if beside is None else {beside: True})
+    for name, is_wanted in wanted.items():
+        if not is_wanted:
+            run.scores.retire(name, ())
+            continue
+        began = time.perf_counter()
+        system = light_system(name, config.data.seed_of_sample, config.systems)
+        targets = targets_of(run, dataset, held_out=name == beside)
+        if commit_system(system, dataset, targets):
+            yield StageFinished(
+                "baseline", f"{system_title(name)} scored", time.perf_counter() - began
+            )
 
 
 def report_stage(
@@ -165,5 +179,6 @@ def report_stage(
     from gencls_core.report import build_report
 
     began = time.perf_counter()
-    build_report(run, prior=config.posterior.prior, models_of=models_of)
+    posterior = config.posterior
+    build_report(run, prior=posterior.prior, ensemble=posterior.ensemble, models_of=models_of)
     yield StageFinished("report", uri_of(run.report_path), time.perf_counter() - began)

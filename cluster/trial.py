@@ -28,10 +28,11 @@ from gencls_core.errors import (
 )
 from gencls_core.events import Event
 from gencls_core.ownership import Lease
+from gencls_core.posterior import cross_fitted
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray, IntArray, read_likelihoods
-from gencls_core.selection import Candidate, cross_fitted
+from gencls_core.selection import Candidate
 from gencls_core.storage import publish_directory, publish_file, read_json, write_json
 
 __all__ = ["FAILURES", "RECORD", "Outcome", "Trial", "reason_of"]

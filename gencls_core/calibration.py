@@ -4,14 +4,15 @@ Summed log-likelihoods of whole texts count every token as independent evidence,
 posteriors saturate at 0 and 1; and class models trained on different amounts of text differ by an
 offset that has nothing to do with the text. One scale s and one bias b_c per class mend both:
 
-    P(c | x) ∝ exp(s · score(x, c) + b_c) · P(c)
+    P(c | x) ∝ exp(s · score(x, c) + w · beside(x, c) + b_c) · P(c)
 
-This is Platt scaling (1999) for several classes, that is temperature and vector scaling of Guo et
-al. (2017, https://arxiv.org/abs/1706.04599) with one shared scale.
+where `beside` is what another system says, if there is one (ensemble.py). Without it this is
+Platt scaling (1999) for several classes, that is temperature and vector scaling of Guo et al.
+(2017, https://arxiv.org/abs/1706.04599) with one shared scale.
 
-Held-out texts are often few, so both have a prior, and the fit is the most probable s and b:
+Held-out texts are often few, so all have a prior, and the fit is the most probable s, w and b:
 
-    log(s / s₀), b_1, …, b_C  ~  normal with mean 0 and standard deviation 1
+    log(s / s₀), w, b_1, …, b_C  ~  normal with mean 0 and standard deviation 1, w ≥ 0
 
 where s₀ = 1 / √T̄ for likelihoods of T̄ tokens in the mean, since the noise of a sum of T̄ tokens
 grows with √T̄, and 1 for what is a posterior already. With many texts the prior is nothing; with a
@@ -23,7 +24,7 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,8 @@ class Calibration:
     """Multiplies every score; above 0, no unit. Below 1 means the raw posterior is too sure."""
     biases: dict[str, float]
     """Added per class after scaling, in nats; they sum to 0."""
+    weight: float = 0.0
+    """Of the system beside it, 0 or more, no unit; 0 where there is none."""
 
 
 def why_not_calibrated(matrix: LikelihoodMatrix) -> str | None:
@@ -60,12 +63,12 @@ def why_not_calibrated(matrix: LikelihoodMatrix) -> str | None:
 def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Calibration | None:
     """Fit scale and biases on the labelled rows of `matrix` (held-out texts, never the test ones).
 
-    Minimises the summed negative log-likelihood of softmax(s · score + b + log prior) plus
-    ½ (log² (s / s₀) + Σ b_c²), which is the prior on them, by L-BFGS over log s and b with the
-    analytic gradient. Deterministic.
+    Minimises the summed negative log-likelihood of softmax(s · score + w · beside + b + log prior)
+    plus ½ (log² (s / s₀) + w² + Σ b_c²), which is the prior on them, by L-BFGS over log s, w and b
+    with the analytic gradient. Deterministic.
 
     Args:
-        matrix: scores of held-out texts.
+        matrix: scores of held-out texts; w is fitted where another system's stand beside them.
         prior: class → probability with which the classes occur among *these* texts; it keeps class
             frequencies out of the biases, so that another prior can be put in later.
 
@@ -80,6 +83,11 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
     scores_NC = matrix.scores[labelled_N]
     # A constant per row cancels in the softmax; taking it out keeps exp() in range.
     scores_NC = scores_NC - scores_NC.max(axis=1, keepdims=True)
+    # [W, N, C], W = 0 or 1: without a system beside there is no weight to fit.
+    beside_WNC = np.empty((0, *scores_NC.shape))
+    if matrix.beside is not None:
+        beside_WNC = matrix.beside[labelled_N][None]
+    first_bias = 1 + len(beside_WNC)
     log_prior_C, expected = np.zeros(len(matrix.classes)), 0.0
     if matrix.is_likelihood:
         log_prior_C = np.log([prior[name] for name in matrix.classes])
@@ -87,40 +95,51 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
     weight = 1.0 / len(rows_N)
 
     def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
-        log_scale, biases_C = float(parameters[0]), parameters[1:] - parameters[1:].mean()
+        log_scale, weights_W = float(parameters[0]), parameters[1:first_bias]
+        biases_C = parameters[first_bias:] - parameters[first_bias:].mean()
         scale = math.exp(log_scale)
         logits_NC = scale * scores_NC + biases_C + log_prior_C
+        logits_NC = logits_NC + np.tensordot(weights_W, beside_WNC, axes=1)
         log_posterior_NC = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
         loss = -float(log_posterior_NC[rows_N, targets_N].mean())
-        loss += 0.5 * weight * (float(biases_C @ biases_C) + (log_scale - expected) ** 2)
+        distance = float(biases_C @ biases_C) + float(weights_W @ weights_W)
+        loss += 0.5 * weight * (distance + (log_scale - expected) ** 2)
         residual_NC = np.exp(log_posterior_NC)
         residual_NC[rows_N, targets_N] -= 1.0
         residual_NC /= len(rows_N)
         slope_scale = scale * float((residual_NC * scores_NC).sum())
         slope_scale += weight * (log_scale - expected)
+        slope_W = np.tensordot(beside_WNC, residual_NC, axes=2) + weight * weights_W
         slope_C = residual_NC.sum(axis=0) + weight * biases_C
-        return loss, np.concatenate([[slope_scale], slope_C - slope_C.mean()])
+        return loss, np.concatenate([[slope_scale], slope_W, slope_C - slope_C.mean()])
 
     # Also where a typical gap between classes is worth one nat: a raw gap of hundreds of nats
     # would start on a plateau where the gradient says nothing.
     gap = float(-scores_NC.sum() / max(1, (scores_NC < 0).sum()))
-    starts = np.zeros((2, 1 + len(matrix.classes)))
+    starts = np.zeros((2, first_bias + len(matrix.classes)))
     starts[:, 0] = np.clip([expected, -math.log(gap) if gap > 0 else 0.0], *_LOG_SCALE_BOUNDS)
+    bounds = [
+        _LOG_SCALE_BOUNDS,
+        *[(0.0, None)] * len(beside_WNC),
+        *[(None, None)] * len(matrix.classes),
+    ]
     best = min(
-        (_minimise(objective, start) for start in starts),
+        (_minimise(objective, start, bounds) for start in starts),
         key=lambda found: found[0],
     )[1]
-    biases = best[1:] - best[1:].mean()
+    biases = best[first_bias:] - best[first_bias:].mean()
     return Calibration(
         scale=math.exp(float(best[0])),
         biases={name: float(bias) for name, bias in zip(matrix.classes, biases, strict=True)},
+        weight=float(best[1:first_bias].sum()),
     )
 
 
-def _minimise(objective: object, start: FloatArray) -> tuple[float, FloatArray]:
+def _minimise(
+    objective: object, start: FloatArray, bounds: Sequence[tuple[float | None, float | None]]
+) -> tuple[float, FloatArray]:
     from scipy.optimize import minimize
 
-    bounds = [_LOG_SCALE_BOUNDS, *[(None, None)] * (len(start) - 1)]
     found = minimize(
         objective,
         start,

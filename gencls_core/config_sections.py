@@ -215,6 +215,12 @@ class PosteriorConfig(Section):
         description="Class prior: `train` (how often each class occurs in the train split), "
         "`uniform`, or `World=0.4,Sports=0.6`.",
     )
+    ensemble: Literal["none", "auto", "tfidf", "nbsvm"] | None = Field(
+        None,
+        description="A bag-of-words system whose posterior stands beside the likelihoods in the "
+        "calibrated figures, weighted by held-out texts. `auto`: TF-IDF where held-out texts are "
+        "better predicted with it. Default: `none`, and `auto` where `--recipe auto` chooses.",
+    )
 
 
 class ComputeConfig(Section):

@@ -1,10 +1,10 @@
 """Bayes' rule: from log P(text | class) and a prior to log P(class | text).
 
-    a_c(x)       = s · log P(x | c) + b_c + log P(c)
+    a_c(x)       = s · log P(x | c) + w · beside_c(x) + b_c + log P(c)
     log P(c | x) = a_c(x) − log Σ_k exp a_k(x)
 
-with s = 1 and b = 0 where there is no calibration. Neither a prior nor a calibration touches a
-score, so both can be changed without scoring a text again.
+with s = 1, w = 0 and b = 0 where there is no calibration. Neither a prior nor a calibration
+touches a score, so both can be changed without scoring a text again.
 
 Shapes: N examples, C classes.
 """
@@ -26,6 +26,7 @@ from gencls_core.scores import Quantity
 __all__ = [
     "Calibration",
     "LikelihoodMatrix",
+    "cross_fitted",
     "fit_calibration",
     "label_prior",
     "log_posterior",
@@ -34,6 +35,9 @@ __all__ = [
     "resolve_prior",
     "why_not_calibrated",
 ]
+
+FOLDS = 5
+"""Parts that held-out texts are cut into, to judge each by a calibration that did not see it."""
 
 
 def resolve_prior(
@@ -80,6 +84,7 @@ def log_posterior(
     calibration: Calibration | None = None,
     *,
     quantity: Quantity = "log_likelihood",
+    beside: FloatArray | None = None,
 ) -> FloatArray:
     """Give log P(class | text) in nats, [N, C].
 
@@ -89,6 +94,7 @@ def log_posterior(
             frequencies of its train texts: there the prior is already in it and is not added.
         calibration: scale and biases, or None for the plain rule.
         quantity: what `scores` are.
+        beside: [N, C], what another system says; needed where the calibration gives it a weight.
     """
     scores_NC = np.asarray(scores, dtype=np.float64)
     normalised_NC = np.empty_like(scores_NC)
@@ -97,6 +103,9 @@ def log_posterior(
         if calibration is not None:
             biases_C = np.array([calibration.biases[name] for name in prior])
             logits_NC = calibration.scale * logits_NC + biases_C
+            if calibration.weight:
+                assert beside is not None, "the calibration was fitted beside another system"
+                logits_NC = logits_NC + calibration.weight * beside[block]
         if quantity != "log_posterior":
             logits_NC = logits_NC + np.log(list(prior.values()))
         normalised_NC[block] = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
@@ -108,7 +117,33 @@ def posterior_of(
 ) -> FloatArray:
     """Apply `log_posterior` to a matrix, whatever the order of the classes in `prior`."""
     ordered = {name: prior[name] for name in matrix.classes}
-    return log_posterior(matrix.scores, ordered, calibration, quantity=matrix.quantity)
+    return log_posterior(
+        matrix.scores, ordered, calibration, quantity=matrix.quantity, beside=matrix.beside
+    )
+
+
+def cross_fitted(matrix: LikelihoodMatrix, seed: int = 0) -> FloatArray:
+    """Give log P(class | text) of each labelled text in nats, [N, C], calibrated without it.
+
+    Args:
+        matrix: scores of held-out texts.
+        seed: of the parts that the texts are cut into, each with all classes alike.
+    """
+    rows_N = np.flatnonzero(matrix.label_codes >= 0)
+    codes_N = matrix.label_codes[rows_N]
+    shuffled = np.random.default_rng(seed).permutation(len(rows_N))
+    by_class = shuffled[np.argsort(codes_N[shuffled], kind="stable")]
+    fold_N = np.empty(len(rows_N), dtype=np.int64)
+    fold_N[by_class] = np.arange(len(rows_N)) % FOLDS
+    log_posterior_NC = np.empty((len(rows_N), len(matrix.classes)))
+    for fold in range(FOLDS):
+        judged = fold_N == fold
+        if not judged.any():
+            continue
+        others, these = matrix.take(rows_N[~judged]), matrix.take(rows_N[judged])
+        prior = label_prior(others)
+        log_posterior_NC[judged] = posterior_of(these, prior, fit_calibration(others, prior))
+    return log_posterior_NC
 
 
 def _parse_prior(prior: str, classes: Sequence[str]) -> dict[str, float]:

@@ -67,6 +67,9 @@ class LikelihoodMatrix:
     loss_scores: FloatArray | None
     """[N, C] mean loss × number of tokens, negated, in nats; None where it was not computed."""
     quantity: Quantity
+    beside: FloatArray | None = None
+    """[N, C] what another system says of the same texts, in nats: log P(class | text) less the
+    log of the class frequencies that it learned from. Only an ensemble has it."""
 
     def __len__(self) -> int:
         return len(self.label_codes)
@@ -94,6 +97,7 @@ class LikelihoodMatrix:
             truncated=self.truncated[rows],
             num_windows=self.num_windows[rows],
             loss_scores=losses,
+            beside=None if self.beside is None else self.beside[rows],
         )
 
     def example_id(self, row: int) -> str:

@@ -7,7 +7,7 @@ best, the one that stands first is taken (the one-standard-error rule of Breiman
 the standard error of the difference, text by text): the order says what is to be expected where
 texts are few.
 
-Shapes: N examples, C classes.
+Shapes: N examples.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from typing import Literal
 
 import numpy as np
 
-from gencls_core.calibration import fit_calibration
 from gencls_core.config import RunConfig
-from gencls_core.posterior import label_prior, posterior_of
-from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
+from gencls_core.score_matrix import FloatArray
 
-__all__ = ["MIN_HELD_OUT", "Candidate", "Verdict", "candidates_of", "cross_fitted", "judge"]
+__all__ = ["MIN_HELD_OUT", "Candidate", "Verdict", "candidates_of", "judge"]
 
 MIN_HELD_OUT = 50
 """With fewer labelled held-out texts nothing is chosen by them."""
-FOLDS = 5
 
 _RATES = (2.0, 0.5)
 """Other learning rates that joint tuning is tried with, as multiples of its default."""
@@ -54,7 +51,12 @@ class Candidate:
         training = config.training
         if self.learning_rate is not None:
             training = training.model_copy(update={"learning_rate": self.learning_rate})
-        return config.model_copy(update={"recipe": recipe, "training": training})
+        posterior = config.posterior
+        if posterior.ensemble is None:
+            posterior = posterior.model_copy(update={"ensemble": "auto"})
+        return config.model_copy(
+            update={"recipe": recipe, "training": training, "posterior": posterior}
+        )
 
     def passes(self, compared: int) -> float:
         """Estimate what a token of a train text costs in an epoch, in forward passes.
@@ -84,30 +86,6 @@ def candidates_of(config: RunConfig) -> tuple[Candidate, ...]:
         Candidate("conditional", None),
         Candidate("independent", None),
     )
-
-
-def cross_fitted(matrix: LikelihoodMatrix, seed: int = 0) -> FloatArray:
-    """Give log P(class | text) of each labelled text in nats, [N, C], calibrated without it.
-
-    Args:
-        matrix: scores of held-out texts.
-        seed: of the parts that the texts are cut into, each with all classes alike.
-    """
-    rows_N = np.flatnonzero(matrix.label_codes >= 0)
-    codes_N = matrix.label_codes[rows_N]
-    shuffled = np.random.default_rng(seed).permutation(len(rows_N))
-    by_class = shuffled[np.argsort(codes_N[shuffled], kind="stable")]
-    fold_N = np.empty(len(rows_N), dtype=np.int64)
-    fold_N[by_class] = np.arange(len(rows_N)) % FOLDS
-    log_posterior_NC = np.empty((len(rows_N), len(matrix.classes)))
-    for fold in range(FOLDS):
-        judged = fold_N == fold
-        if not judged.any():
-            continue
-        others, these = matrix.take(rows_N[~judged]), matrix.take(rows_N[judged])
-        prior = label_prior(others)
-        log_posterior_NC[judged] = posterior_of(these, prior, fit_calibration(others, prior))
-    return log_posterior_NC
 
 
 @dataclass(frozen=True)

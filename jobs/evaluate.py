@@ -127,7 +127,13 @@ def classify_command(model_dir: Location, texts: Path, output: Path, **flags: An
     events = draw(classify_texts(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
     run = RunDirectory(as_location(finished.message))
-    rows = predict(run, output, prior=flags["prior"], models_of=RunDirectory(model_dir))
+    rows = predict(
+        run,
+        output,
+        prior=flags["prior"],
+        ensemble=flags["ensemble"],
+        models_of=RunDirectory(model_dir),
+    )
     click.echo(f"{rows:,} predictions: {output}")
 
 

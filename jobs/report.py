@@ -13,17 +13,23 @@ __all__ = ["report_command"]
 @click.command(name="report")
 @click.argument("run", type=LocationType())
 @click.option("--prior", help="`train`, `uniform` or `World=0.4,Sports=0.6`; default: the run's.")
-def report_command(run: Location, prior: str | None) -> None:
+@click.option(
+    "--ensemble",
+    type=click.Choice(["none", "auto", "tfidf", "nbsvm"]),
+    help="Which scored system stands beside the likelihoods; default: the run's.",
+)
+def report_command(run: Location, prior: str | None, ensemble: str | None) -> None:
     """Rebuild a run's report from its Parquet scores alone; no text is scored again.
 
     \b
       gencls report runs/agnews
       gencls report runs/agnews --prior uniform
+      gencls report runs/agnews --ensemble none
     """
     from gencls_core.report import build_report
     from gencls_core.run import RunDirectory
     from jobs.summary import print_summary
 
     directory = RunDirectory(run)
-    build_report(directory, prior=prior)
+    build_report(directory, prior=prior, ensemble=ensemble)
     print_summary(directory.report_path)

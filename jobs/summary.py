@@ -30,8 +30,11 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
         else system_title(report["system"])
     )
     rows = [(main, report, "uncalibrated")]
+    ensemble: dict[str, Any] = (report["calibration"] or {}).get("ensemble") or {}
+    taken = ensemble.get("taken", False)
     if report["accuracy"]["calibrated"] is not None:
-        rows.append(("  calibrated on held-out texts", report, "calibrated"))
+        with_it = f", with {system_title(ensemble['system'])}" if taken else ""
+        rows.append((f"  calibrated on held-out texts{with_it}", report, "calibrated"))
     for name, values, form in rows:
         interval = values["accuracy_ci95"][form]
         table.add_row(
@@ -39,6 +42,7 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
             _percent(values["accuracy"][form]),
             _interval(interval),
             _percent(values["macro_f1"][form]),
+            style="bold" if form == report["answer"] else None,
         )
     for name, baseline in report["baselines"].items():
         table.add_row(
@@ -50,6 +54,10 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
     console.print(table)
     if (selection := report.get("selection")) is not None:
         console.print(f"Recipe {selection['chosen']}: {selection['reason']}.", markup=False)
+    if ensemble:
+        what = "stands beside its likelihoods" if taken else "was tried beside them and left out"
+        name = system_title(ensemble["system"])
+        console.print(f"{name} {what}: {ensemble['reason']}.", markup=False)
     console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gencls_core.datasets.dataset import Dataset, SplitInfo
+from gencls_core.datasets.dataset import Dataset, SplitInfo, SplitName
 from gencls_core.datasets.writing import SplitWriter
 from gencls_core.storage import write_json
 from gencls_core.systems import System
+from gencls_core.systems.commit import score_rows
 
 Rows = Sequence[tuple[str, str | None]]
 FloatArray = npt.NDArray[np.float64]
@@ -79,8 +80,13 @@ def order_rows(seed: int, count: int) -> list[tuple[str, str]]:
 
 def scores_of(system: System, dataset: Dataset) -> FloatArray:
     """Give the scores of the test split, [N, C]."""
-    tables = system.score_rows(dataset, "test")
+    tables = score_rows(system, dataset, "test")
     return np.stack([tables[name].column("score").to_numpy() for name in dataset.classes], axis=1)
+
+
+def digest_on(system: System, dataset: Dataset, split: SplitName = "test") -> str:
+    """Name the rows of a split of the dataset that the system learns from."""
+    return system.digest(dataset, dataset.split(split))
 
 
 def accuracy_of(system: System, dataset: Dataset, rows: Rows) -> float:

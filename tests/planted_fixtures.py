@@ -27,6 +27,7 @@ from gencls_core.report.predictions import prediction_tables
 from gencls_core.run import RunDirectory
 from gencls_core.scores import Quantity, ShardKey
 from gencls_core.scoring_job import ModelSystem, ScoringJob
+from gencls_core.systems.commit import score_rows
 from gencls_core.systems.registry import MODEL_SYSTEMS, light_system
 from gencls_core.training import train_class
 from gencls_core.training_task import TrainingTask
@@ -171,7 +172,7 @@ class Bench:
                 shards = self._score_with_models(run, system, PROBLEMS[problem].epochs)
             else:
                 light = light_system(name, self._seed)
-                tables = light.score_rows(run.dataset(), "test")
+                tables = score_rows(light, run.dataset(), "test")
                 quantity = light.quantity
                 shards = {class_name: [table] for class_name, table in tables.items()}
             _commit(run, name, shards)

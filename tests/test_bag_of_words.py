@@ -18,6 +18,7 @@ from bag_of_words_fixtures import (
     TWO,
     Rows,
     accuracy_of,
+    digest_on,
     make_dataset,
     order_rows,
     pair_rows,
@@ -30,6 +31,7 @@ from gencls_core.posterior import log_posterior
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardKey
 from gencls_core.storage import digest_of
 from gencls_core.systems import System, bag_of_words, majority, naive_bayes, nbsvm, tfidf
+from gencls_core.systems.commit import score_rows
 from gencls_core.systems.majority import MajoritySystem
 from gencls_core.systems.naive_bayes import NaiveBayesSystem
 from gencls_core.systems.nbsvm import NbsvmSystem
@@ -46,7 +48,7 @@ def test_rows_of_every_system(tmp_path: Path, name: str, classes: tuple[str, ...
     test: Rows = [*topic_rows(1, 15, classes), ("", None), ("unseen words only", None)]
     dataset = make_dataset(tmp_path / "data", classes, train=topic_rows(0, 40, classes), test=test)
     system = light_system(name, seed=3)
-    tables = system.score_rows(dataset, "test")
+    tables = score_rows(system, dataset, "test")
     assert system.name == name
     assert list(tables) == list(classes)
     store = ScoreStore(tmp_path / "scores")
@@ -63,7 +65,7 @@ def test_rows_of_every_system(tmp_path: Path, name: str, classes: tuple[str, ...
     assert np.isfinite(scores_NC).all()
     if system.quantity == "log_posterior":
         np.testing.assert_allclose(np.exp(scores_NC).sum(axis=1), 1.0, atol=1e-12)
-    again = light_system(name, seed=3).score_rows(dataset, "test")
+    again = score_rows(light_system(name, seed=3), dataset, "test")
     assert all(again[each].equals(tables[each]) for each in classes)
 
 
@@ -125,7 +127,7 @@ def test_naive_bayes_is_the_formula(tmp_path: Path) -> None:
     test: Rows = [*topic_rows(1, 5, FOUR), ("unseen goal goal UNSEEN Bank", None), ("§", None)]
     train = unbalanced_rows(0)
     dataset = make_dataset(tmp_path / "d", FOUR, train=train, test=test)
-    tables = NaiveBayesSystem(smoothing=smoothing).score_rows(dataset, "test")
+    tables = score_rows(NaiveBayesSystem(smoothing=smoothing), dataset, "test")
     known = {word for text, label in train if label for word in text.split()}
     for name in FOUR:
         counts = Counter(word for text, label in train if label == name for word in text.split())
@@ -217,17 +219,17 @@ def test_refusals(tmp_path: Path, name: str) -> None:
     way_out = "--no-baseline" if name == "tfidf" else f"leave {name} out"
     absent = make_dataset(tmp_path / "a", (*TWO, "absent"), train=rows, test=rows)
     with pytest.raises(DataError, match=rf"(?s)train\.parquet: .*no text of absent.*{way_out}"):
-        system.score_rows(absent, "test")
+        score_rows(system, absent, "test")
     single = make_dataset(tmp_path / "b", ("Sports",), train=rows[:1], test=rows[:1])
     with pytest.raises(DataError, match=rf"(?s)found: one class.*{way_out}"):
-        system.score_rows(single, "test")
+        score_rows(system, single, "test")
     with pytest.raises(DataError, match="no validation split"):
-        system.score_rows(make_dataset(tmp_path / "c", train=rows, test=rows), "validation")
+        score_rows(system, make_dataset(tmp_path / "c", train=rows, test=rows), "validation")
     wordless: Rows = [("!!! ???", "Sports"), (" … ", "01")] * 4
     if name != "majority":
         empty = make_dataset(tmp_path / "d", train=wordless, test=wordless)
         with pytest.raises(DataError, match=rf"(?s)no word.*empty vocabulary.*{way_out}"):
-            system.score_rows(empty, "test")
+            score_rows(system, empty, "test")
 
 
 @pytest.mark.parametrize("name", WITHOUT_EXTRAS)
@@ -255,22 +257,20 @@ def test_digest_covers_what_the_rows_depend_on(
         "test": make_dataset(tmp_path / "d", train=train, test=test[1:]),
         "order of classes": replace(dataset, classes=TWO[::-1]),
     }
-    digests = {name: light_system(name).digest(dataset, "test") for name in WITHOUT_EXTRAS}
+    digests = {name: digest_on(light_system(name), dataset) for name in WITHOUT_EXTRAS}
     assert len(set(digests.values())) == len(WITHOUT_EXTRAS)
     for name, digest in digests.items():
         system = light_system(name)
         assert len(digest) == 64
-        assert light_system(name).digest(dataset, "test") == digest
-        assert system.digest(dataset, "validation") != digest
+        assert digest_on(light_system(name), dataset) == digest
+        assert digest_on(system, dataset, "validation") != digest
         for what, found in changed.items():
             # Train texts say nothing to the majority class, only how many there are.
             same = name == "majority" and what == "train text"
-            assert (system.digest(found, "test") == digest) is same, (name, what)
-        assert (light_system(name, seed=1).digest(dataset, "test") == digest) is (
-            name == "majority"
-        )
-    assert NaiveBayesSystem(smoothing=1.0).digest(dataset, "test") != digests["naive-bayes"]
-    assert NbsvmSystem(interpolation=0.5).digest(dataset, "test") != digests["nbsvm"]
+            assert (digest_on(system, found) == digest) is same, (name, what)
+        assert (digest_on(light_system(name, seed=1), dataset) == digest) is (name == "majority")
+    assert digest_on(NaiveBayesSystem(smoothing=1.0), dataset) != digests["naive-bayes"]
+    assert digest_on(NbsvmSystem(interpolation=0.5), dataset) != digests["nbsvm"]
     settings: list[tuple[str, object, str, object]] = [
         ("tfidf", tfidf, "TFIDF_FORMAT", 99),
         ("tfidf", tfidf, "_STRENGTHS", (1.0,)),
@@ -287,7 +287,10 @@ def test_digest_covers_what_the_rows_depend_on(
     for name, module, setting, value in settings:
         with monkeypatch.context() as patch:
             patch.setattr(module, setting, value)
-            assert light_system(name).digest(dataset, "test") != digests[name], (name, setting)
+            assert digest_on(light_system(name), dataset) != digests[name], (
+                name,
+                setting,
+            )
 
 
 def test_digest_of_tfidf_is_what_it_was(tmp_path: Path) -> None:
@@ -295,7 +298,7 @@ def test_digest_of_tfidf_is_what_it_was(tmp_path: Path) -> None:
     from importlib.metadata import version
 
     dataset = make_dataset(tmp_path / "a", train=topic_rows(0, 2, TWO), test=topic_rows(1, 2, TWO))
-    assert TfidfSystem(7).digest(dataset, "test") == digest_of(
+    assert digest_on(TfidfSystem(7), dataset) == digest_of(
         {
             "format": 1,
             "seed": 7,

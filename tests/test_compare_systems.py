@@ -207,7 +207,7 @@ def test_scores_keep_the_settings_that_they_were_made_with(compared, shared_ray,
         (["--seeds", "1,1"], 2, "names a number twice"),
         (["--class-words", "sports=balls"], 2, "words for a class that the data does not have"),
         (["--prompt", "A text:"], 2, "does not say where the class goes"),
-        (["--systems", "setfit", "--setfit-model", "./nowhere"], None, "SetFit"),
+        (["--systems", "setfit", "--setfit-model", "./nowhere"], None, "sentence-transformers"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_begun(tmp_path, arguments, code, words):

@@ -83,6 +83,7 @@ def test_predictions(run: RunDirectory) -> None:
     assert table.column_names == [
         "example_id",
         "label",
+        "answer",
         "predicted",
         "probability",
         "margin",

@@ -22,10 +22,10 @@ from gencls_core.calibration import fit_calibration
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.errors import TrainingError
 from gencls_core.events import ClassTrained, Event, StageStarted
-from gencls_core.posterior import label_prior, posterior_of
+from gencls_core.posterior import FOLDS, cross_fitted, label_prior, posterior_of
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import LikelihoodMatrix
-from gencls_core.selection import FOLDS, Candidate, candidates_of, cross_fitted, judge
+from gencls_core.selection import Candidate, candidates_of, judge
 from gencls_core.storage import files_below, remove_tree
 
 # --- what is tried -------------------------------------------------------------------------------
@@ -54,14 +54,17 @@ def test_the_most_promising_comes_first_and_rates_are_tried_unless_given():
     assert candidates_of(adapter)[1].learning_rate == pytest.approx(1e-3)
 
 
-def test_a_candidate_changes_recipe_and_rate_alone():
+def test_a_candidate_changes_recipe_rate_and_ensemble_alone():
     config = RunConfig.model_validate({"recipe": {"recipe": "auto"}, "training": {"epochs": 7}})
     applied = Candidate("conditional", 2e-4).applied(config)
     assert (applied.recipe.recipe, applied.training.learning_rate) == ("conditional", 2e-4)
     assert applied.training.epochs == 7
-    assert applied.model_copy(update={"recipe": config.recipe, "training": config.training}) == (
-        config
-    )
+    # Where a recipe is chosen, so is what stands beside it, unless that was asked for.
+    assert applied.posterior.ensemble == "auto"
+    opened = {"recipe": config.recipe, "training": config.training, "posterior": config.posterior}
+    assert applied.model_copy(update=opened) == config
+    config = RunConfig.model_validate({"posterior": {"ensemble": "none"}})
+    assert Candidate("joint", None).applied(config).posterior.ensemble == "none"
 
 
 @pytest.mark.parametrize(

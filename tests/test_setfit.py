@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from bag_of_words_fixtures import FOUR, TWO, Rows, accuracy_of, make_dataset, topic_rows
+from bag_of_words_fixtures import FOUR, TWO, Rows, accuracy_of, digest_on, make_dataset, topic_rows
 
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, GenclsError, ModelError, UsageError
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardKey
 from gencls_core.systems import System, sentence_encoder
-from gencls_core.systems.commit import commit_system, is_committed
+from gencls_core.systems.commit import Target, commit_system, missing_targets, score_rows
 from gencls_core.systems.sentence_encoder import embed, encoder_folder, load_encoder, tune
 from gencls_core.systems.setfit import SetFitSystem, draw_pairs
 
@@ -148,9 +148,10 @@ def test_refuses_before_work_starts(
 ) -> None:
     system = refusals(tmp_path, monkeypatch, case)
     dataset = topics(tmp_path / "data", TWO, per_class=1)
-    for asked in (system.digest, system.score_rows):
-        with pytest.raises(kind, match=f"(?s){message}"):
-            asked(dataset, "test")
+    with pytest.raises(kind, match=f"(?s){message}"):
+        digest_on(system, dataset)
+    with pytest.raises(kind, match=f"(?s){message}"):
+        system.fit(dataset)
     error = system.why_not()
     assert type(error) is kind
     assert ("leave setfit out of the systems" in str(error)) is (kind is UsageError)
@@ -170,22 +171,22 @@ def test_digest_covers_what_rows_depend_on(tmp_path: Path, monkeypatch: pytest.M
     folder = make_encoder_files(tmp_path / "encoder")
     dataset = topics(tmp_path / "a", TWO)
     system: System = SetFitSystem(model=str(folder))
-    first = system.digest(dataset, "test")
+    first = digest_on(system, dataset)
     assert len(first) == 64
     moved = shutil.copytree(folder, tmp_path / "moved")
     (moved / "README.md").write_text("words")
-    assert SetFitSystem(model=str(moved)).digest(dataset, "test") == first
+    assert digest_on(SetFitSystem(model=str(moved)), dataset) == first
     others = [
-        SetFitSystem(model=str(folder), seed=1).digest(dataset, "test"),
-        SetFitSystem(model=str(folder), pairs_per_text=19).digest(dataset, "test"),
-        SetFitSystem(model=str(folder), max_pairs=99).digest(dataset, "test"),
-        system.digest(topics(tmp_path / "b", TWO, per_class=7), "test"),
-        system.digest(dataset, "train"),
+        digest_on(SetFitSystem(model=str(folder), seed=1), dataset),
+        digest_on(SetFitSystem(model=str(folder), pairs_per_text=19), dataset),
+        digest_on(SetFitSystem(model=str(folder), max_pairs=99), dataset),
+        digest_on(system, topics(tmp_path / "b", TWO, per_class=7)),
+        digest_on(system, dataset, "train"),
     ]
     (moved / "model.safetensors").write_bytes(b"WEIGHTS")
-    others.append(SetFitSystem(model=str(moved)).digest(dataset, "test"))
+    others.append(digest_on(SetFitSystem(model=str(moved)), dataset))
     pretend(monkeypatch, library="6.0.1")
-    others.append(system.digest(dataset, "test"))
+    others.append(digest_on(system, dataset))
     assert len({first, *others}) == 1 + len(others)
 
 
@@ -220,11 +221,12 @@ def test_eight_texts_a_class_suffice_for_topics(
     system = SetFitSystem(seed=3, pairs_per_text=FAST)
     assert system.why_not() is None
     store = ScoreStore(tmp_path / "scores")
-    assert commit_system(system, dataset, store)
-    assert is_committed(system, dataset, store)
+    targets = [Target(dataset, "test", store)]
+    assert commit_system(system, dataset, targets)
+    assert not missing_targets(system, dataset, targets)
     assert capfd.readouterr() == ("", "")  # neither progress bars nor notes
 
-    tables = system.score_rows(dataset, "test")
+    tables = score_rows(system, dataset, "test")
     assert list(tables) == list(classes)
     for name, table in tables.items():
         assert table.schema.equals(SCORE_SCHEMA)
@@ -241,7 +243,7 @@ def test_eight_texts_a_class_suffice_for_topics(
     best = [classes[each] for each in scores_NC.argmax(axis=1)[: len(test) - 2]]
     right = sum(found == label for found, (_, label) in zip(best, test[:-2], strict=True))
     assert right / len(best) >= 0.9
-    reseeded = SetFitSystem(seed=4, pairs_per_text=FAST).score_rows(dataset, "test")
+    reseeded = score_rows(SetFitSystem(seed=4, pairs_per_text=FAST), dataset, "test")
     assert not reseeded[classes[0]].column("score").equals(tables[classes[0]].column("score"))
 
 
@@ -285,7 +287,7 @@ def test_damaged_weights(tmp_path: Path, encoder_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100_000])
     system = SetFitSystem(model=str(folder))
     with pytest.raises(ModelError, match=r"encoder: the sentence encoder cannot be loaded"):
-        system.score_rows(topics(tmp_path / "d"), "test")
+        score_rows(system, topics(tmp_path / "d"), "test")
 
 
 @pytest.mark.slow
@@ -295,6 +297,6 @@ def test_a_class_of_one_text_and_one_of_none(tmp_path: Path, encoder_path: Path)
     dataset = make_dataset(tmp_path / "d", TWO, train=train, test=test)
     assert accuracy_of(SetFitSystem(pairs_per_text=1), dataset, test) >= 0.5
     with pytest.raises(DataError, match=r"no text of 01.*\n.*leave setfit out"):
-        SetFitSystem().score_rows(
-            make_dataset(tmp_path / "e", TWO, train=train[:-1], test=test), "test"
+        score_rows(
+            SetFitSystem(), make_dataset(tmp_path / "e", TWO, train=train[:-1], test=test), "test"
         )

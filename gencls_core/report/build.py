@@ -24,6 +24,7 @@ from gencls_core.posterior import (
 )
 from gencls_core.report.costs import tasks_of, timing_of, training_of
 from gencls_core.report.details import details_of
+from gencls_core.report.fitting import CalibrationFit
 from gencls_core.report.html import render_html
 from gencls_core.report.inference import Inference, infer, origin_of, prior_counts
 from gencls_core.report.markdown import render_markdown
@@ -34,6 +35,7 @@ from gencls_core.report.schema import (
     CalibrationReport,
     ClassReport,
     DatasetReport,
+    EnsembleReport,
     LikelihoodCheck,
     PerplexityReport,
     PriorReport,
@@ -54,6 +56,7 @@ def build_report(
     run: RunDirectory,
     *,
     prior: str | None = None,
+    ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> Report:
@@ -70,7 +73,7 @@ def build_report(
     """
     manifest = run.manifest()
     system = system or system_of(manifest)
-    inference = infer(run, prior=prior, system=system, models_of=models_of)
+    inference = infer(run, prior=prior, ensemble=ensemble, system=system, models_of=models_of)
     dataset = run.dataset()
     if (inference.matrix.label_codes < 0).all():
         raise DataError.of(
@@ -128,6 +131,7 @@ def _report(
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
         system=system,
         quantity=matrix.quantity,
+        answer="calibrated" if inference.stands_by_calibrated else "uncalibrated",
         classes=list(matrix.classes),
         num_examples=len(matrix),
         num_unlabelled=plain.num_unlabelled,
@@ -201,6 +205,23 @@ def _calibration(inference: Inference) -> CalibrationReport | None:
         num_texts=before.num_labelled,
         nll_before=before.nll,
         nll_after=after.nll,
+        ensemble=_ensemble(fit),
+    )
+
+
+def _ensemble(fit: CalibrationFit) -> EnsembleReport | None:
+    if fit.ensemble is None:
+        return None
+    trial = fit.ensemble.trial
+    return EnsembleReport(
+        system=fit.ensemble.system,
+        taken=fit.ensemble.taken,
+        reason=fit.ensemble.reason,
+        weight=fit.calibration.weight,
+        num_texts=trial.held_out,
+        nll_alone=trial.nll_alone,
+        nll_together=trial.nll_together,
+        standard_error=trial.standard_error,
     )
 
 

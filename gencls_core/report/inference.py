@@ -7,13 +7,19 @@ or a lost report, costs seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
+from gencls_core.calibration import Calibration
 from gencls_core.datasets.dataset import Dataset
-from gencls_core.errors import StoreError
-from gencls_core.posterior import label_prior, posterior_of, resolve_prior
+from gencls_core.posterior import posterior_of, resolve_prior
+from gencls_core.report.fitting import (
+    CalibrationFit,
+    Companion,
+    Fitter,
+    decided_by_loss,
+    with_ensemble,
+)
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import (
     FloatArray,
@@ -24,24 +30,13 @@ from gencls_core.score_matrix import (
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import resolve_below
 
-__all__ = ["CalibrationFit", "Inference", "infer", "infer_by_range"]
+__all__ = ["Inference", "infer", "infer_by_range"]
 
 
 BY_LOSS = (
     "Labels were decided by the original experiment's loss-based scores (--likelihood loss); "
     "perplexities and stored scores are exact."
 )
-
-
-@dataclass(frozen=True)
-class CalibrationFit:
-    """A calibration, and what it did to the texts that it was fitted on."""
-
-    calibration: Calibration
-    texts: LikelihoodMatrix
-    """Scores of the validation texts."""
-    text_prior: dict[str, float]
-    """How often the classes occur among them: the prior that the biases were fitted beside."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,8 @@ class Inference:
     """[N, C] nats, uncalibrated."""
     calibrated: FloatArray | None
     """[N, C] nats, calibrated."""
+    stands_by_calibrated: bool
+    """Whether the calibrated posterior is the run's answer."""
 
     @property
     def calibration(self) -> Calibration | None:
@@ -71,6 +68,7 @@ def infer(
     run: RunDirectory,
     *,
     prior: str | None = None,
+    ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> Inference:
@@ -79,6 +77,7 @@ def infer(
     Args:
         run: a run or evaluation directory.
         prior: see `gencls_core.posterior.resolve_prior`; default: the run's own setting.
+        ensemble: the setting of that name; default: the run's own. Only of the run's own system.
         system: the system whose scores are read; default: that of the run's recipe.
         models_of: the run whose models scored the texts, where `run` is an evaluation: the train
             counts and the validation scores are its. Default: `calibration_run` of run.json, or
@@ -88,7 +87,7 @@ def infer(
         StoreError: when scores are missing or contradict each other.
         UsageError: when the prior cannot be obeyed.
     """
-    rule = _rule(run, prior, system, models_of)
+    rule = _rule(run, prior, ensemble, system, models_of)
     return rule.applied(read_likelihoods(run.scores, rule.system, rule.classes, rule.records))
 
 
@@ -96,18 +95,23 @@ def infer_by_range(
     run: RunDirectory,
     *,
     prior: str | None = None,
+    ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> Iterator[Inference]:
     """Do as `infer`, one range of test texts at a time: memory does not grow with the texts.
 
+    An ensemble's second system is read as a whole: a number for each text and class.
+
     Raises:
         StoreError: as `infer`, at the range in question.
         UsageError: when the prior cannot be obeyed.
     """
-    rule = _rule(run, prior, system, models_of)
+    rule = _rule(run, prior, ensemble, system, models_of)
+    start = 0
     for matrix in iter_likelihoods(run.scores, rule.system, rule.classes, rule.records):
-        yield rule.applied(matrix)
+        yield rule.applied(matrix, start)
+        start += len(matrix)
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,18 @@ class _Rule:
     fit: CalibrationFit | None
     notes: tuple[str, ...]
     by_loss: bool
+    companion: Companion | None
+    """Of an ensemble."""
+    chosen: bool
+    """Whether the recipe was chosen by calibrated held-out texts."""
 
-    def applied(self, matrix: LikelihoodMatrix) -> Inference:
-        """Give the posteriors of some of the run's test texts."""
+    def applied(self, matrix: LikelihoodMatrix, start: int = 0) -> Inference:
+        """Give the posteriors of the run's test texts from row `start` on."""
+        if self.companion is not None:
+            matrix = self.companion.beside(matrix, start)
         decided, notes = matrix, self.notes
         if self.by_loss and matrix.loss_scores is not None:
-            decided = _decided_by_loss(matrix)
+            decided = decided_by_loss(matrix)
             notes = (*notes, BY_LOSS)
         calibrated = None
         if self.fit is not None:
@@ -141,22 +151,49 @@ class _Rule:
             notes=notes,
             log_posterior=posterior_of(decided, self.prior),
             calibrated=calibrated,
+            stands_by_calibrated=calibrated is not None
+            and (self.chosen or self.companion is not None),
         )
 
 
 def _rule(
-    run: RunDirectory, prior: str | None, system: str | None, models_of: RunDirectory | None
+    run: RunDirectory,
+    prior: str | None,
+    ensemble: str | None,
+    system: str | None,
+    models_of: RunDirectory | None,
 ) -> _Rule:
     manifest = run.manifest()
     system = system or system_of(manifest)
     classes = tuple(manifest["classes"])
     origin = models_of or origin_of(run, manifest)
-    prior_name = prior if prior is not None else manifest["config"]["posterior"]["prior"]
+    config = manifest["config"]
+    prior_name = prior if prior is not None else config["posterior"]["prior"]
     prior_of_class = resolve_prior(prior_name, classes, prior_counts(run, origin))
-    by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
-    fit, notes = _fit(run, origin, system, classes, by_loss)
-    records = tuple(run.scores.records(system))
-    return _Rule(system, classes, records, prior_name, prior_of_class, fit, notes, by_loss)
+    by_loss = config["scoring"]["likelihood"] == "loss"
+    fitter = Fitter(run, origin, classes, by_loss)
+    fit, notes = fitter.fit(system)
+    companion = None
+    if system == system_of(manifest):
+        fit, companion, more = with_ensemble(fitter, fit, manifest, ensemble)
+        notes = (*notes, *more)
+    return _Rule(
+        system=system,
+        classes=classes,
+        records=tuple(run.scores.records(system)),
+        prior_name=prior_name,
+        prior=prior_of_class,
+        fit=fit,
+        notes=notes,
+        by_loss=by_loss,
+        companion=companion,
+        chosen=system == system_of(manifest) and _was_chosen(origin),
+    )
+
+
+def _was_chosen(origin: RunDirectory) -> bool:
+    made = origin.manifest().get("selection") or {}
+    return any(trial.get("nll") is not None for trial in made.get("trials", []))
 
 
 def origin_of(run: RunDirectory, manifest: dict[str, Any]) -> RunDirectory:
@@ -170,36 +207,3 @@ def prior_counts(run: RunDirectory, origin: RunDirectory) -> dict[str, int]:
     if (origin.dataset_path / "dataset.json").exists():
         return Dataset.open(origin.dataset_path).prior_counts
     return run.dataset().prior_counts
-
-
-def _decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:
-    """Put the loss-based scores in the place of the exact ones, for decisions only."""
-    if matrix.loss_scores is None:
-        return matrix
-    return replace(matrix, scores=matrix.loss_scores)
-
-
-def _fit(
-    run: RunDirectory, origin: RunDirectory, system: str, classes: tuple[str, ...], by_loss: bool
-) -> tuple[CalibrationFit | None, tuple[str, ...]]:
-    unavailable = "Calibrated figures are not available: "
-    store = run.validation_scores
-    records = store.records(system)
-    if not records and origin is not run:
-        store = origin.validation_scores
-        records = store.records(system)
-    if not records:
-        return None, (f"{unavailable}no validation text was scored by {system}.",)
-    try:
-        texts = read_likelihoods(store, system, classes, records)
-    except StoreError as error:
-        # Validation scores are a help, not the result: the test figures stand without them.
-        return None, (f"{unavailable}the validation scores are not whole ({error}).",)
-    if by_loss:
-        texts = _decided_by_loss(texts)
-    reason = why_not_calibrated(texts)
-    text_prior = label_prior(texts)
-    calibration = fit_calibration(texts, text_prior)
-    if calibration is None:
-        return None, (f"{unavailable}{reason}.",)
-    return CalibrationFit(calibration, texts, text_prior), ()

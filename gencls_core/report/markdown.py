@@ -149,6 +149,7 @@ def _settings(report: Report) -> str:
         ["model", escaped(str(report.model.get("name", "–")))],
         ["prior", f"{escaped(report.prior.name)} ({prior})"],
         ["calibration", calibration],
+        *([["ensemble", escaped(ensemble)]] if (ensemble := words.ensemble(report)) else []),
         ["truncated texts", words.count(report.truncated)],
         ["texts in several windows", words.count(report.windowed)],
         ["dataset fingerprint", f"`{report.dataset.fingerprint}`"],

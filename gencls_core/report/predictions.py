@@ -32,6 +32,7 @@ PREDICTION_SCHEMA = pa.schema(
     [
         pa.field("example_id", pa.string()),
         pa.field("label", pa.string()),
+        pa.field("answer", pa.string()),
         pa.field("predicted", pa.string()),
         pa.field("probability", pa.float64()),
         pa.field("margin", pa.float64()),
@@ -42,13 +43,15 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("num_windows", pa.int64()),
     ]
 )
-"""`label` may be null; `probability` is that of the predicted class; `margin` the log-odds in nats
-between the best class and the second; the calibrated columns are null without calibration."""
+"""`label` may be null; `answer` is `predicted`, or `calibrated_predicted` where the run stands by
+that (its recipe was chosen, or an ensemble taken, by calibrated held-out texts); `probability` is
+that of the predicted class; `margin` the log-odds in nats between the best class and the second;
+the calibrated columns are null without calibration."""
 
 _GROUP_ROWS = 1 << 15
 """Rows of a Parquet row group, which are in memory as strings while they are written."""
 
-_REPEATED = ["label", "predicted", "calibrated_predicted", "num_tokens", "num_windows"]
+_REPEATED = ["label", "answer", "predicted", "calibrated_predicted", "num_tokens", "num_windows"]
 """Columns that a dictionary makes smaller. Of ids and probabilities it would hold every value:
 twice the time to write and to read, and a larger file."""
 
@@ -66,6 +69,7 @@ def prediction_tables(inference: Inference) -> Iterator[pa.Table]:
         log_p_BC = inference.log_posterior[part]
         best_B, probability_B = _decide(log_p_BC)
         ordered_BC = np.sort(log_p_BC, axis=1)
+        predicted = answer = names.take(pa.array(best_B))
         calibrated: list[pa.Array] = [
             pa.nulls(len(best_B), pa.string()),
             pa.nulls(len(best_B), pa.float64()),
@@ -73,10 +77,13 @@ def prediction_tables(inference: Inference) -> Iterator[pa.Table]:
         if inference.calibrated is not None:
             calibrated_B, sure_B = _decide(inference.calibrated[part])
             calibrated = [names.take(pa.array(calibrated_B)), pa.array(sure_B)]
+            if inference.stands_by_calibrated:
+                answer = calibrated[0]
         columns = [
             matrix.example_ids.slice(start, _GROUP_ROWS),
             labels.slice(start, _GROUP_ROWS),
-            names.take(pa.array(best_B)),
+            answer,
+            predicted,
             pa.array(probability_B),
             pa.array(ordered_BC[:, -1] - ordered_BC[:, -2]),
             *calibrated,
@@ -101,6 +108,7 @@ def predict(
     path: Location,
     *,
     prior: str | None = None,
+    ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
 ) -> int:
@@ -114,7 +122,9 @@ def predict(
         StoreError: when scores are missing or contradict each other.
     """
     _check_suffix(path)
-    inferences = infer_by_range(run, prior=prior, system=system, models_of=models_of)
+    inferences = infer_by_range(
+        run, prior=prior, ensemble=ensemble, system=system, models_of=models_of
+    )
     tables = (table for inference in inferences for table in prediction_tables(inference))
     return _publish(tables, path)
 

@@ -20,6 +20,7 @@ __all__ = [
     "CalibrationReport",
     "ClassReport",
     "DatasetReport",
+    "EnsembleReport",
     "EpochReport",
     "LikelihoodCheck",
     "PerplexityReport",
@@ -42,7 +43,8 @@ class Both(ReportPart, Generic[T]):
 
     uncalibrated: T = Field(description="From the log-likelihoods as they are, plus the log prior.")
     calibrated: T | None = Field(
-        description="After scale and biases fitted on held-out texts; null without calibration."
+        description="After scale, biases and the weight of a second system (where an ensemble is "
+        "taken) were fitted on held-out texts; null without calibration."
     )
 
 
@@ -72,6 +74,24 @@ class PriorReport(ReportPart):
     per_class: dict[str, float] = Field(description="Probability of each class.")
 
 
+class EnsembleReport(ReportPart):
+    """A second system beside the likelihoods, weighted by held-out texts."""
+
+    system: str = Field(description="The second system.")
+    taken: bool = Field(description="Whether the calibrated figures are with it.")
+    reason: str = Field(description="Why, in words.")
+    weight: float = Field(
+        description="Multiplies its log-posterior, less the log of the class frequencies that it "
+        "learned from; 0 where it is not taken."
+    )
+    num_texts: int = Field(description="Labelled held-out texts that it was judged by.")
+    nll_alone: float = Field(
+        description="Their mean −log P(true class), nats, calibrated without the text itself."
+    )
+    nll_together: float = Field(description="The same with the second system.")
+    standard_error: float = Field(description="Of the difference, text by text, nats.")
+
+
 class CalibrationReport(ReportPart):
     """Scale and biases fitted on the validation texts."""
 
@@ -80,6 +100,9 @@ class CalibrationReport(ReportPart):
     num_texts: int = Field(description="Labelled validation texts it was fitted on.")
     nll_before: float = Field(description="Their mean −log P(true class), nats, uncalibrated.")
     nll_after: float = Field(description="The same, calibrated.")
+    ensemble: EnsembleReport | None = Field(
+        None, description="Null where none was asked for, or the second system has no scores."
+    )
 
 
 class PerplexityReport(ReportPart):
@@ -194,6 +217,11 @@ class Report(ReportPart):
     quantity: str = Field(
         description="What its scores are: `log_likelihood`, `pseudo_log_likelihood` or "
         "`log_posterior` (whose prior is inside it)."
+    )
+    answer: Literal["uncalibrated", "calibrated"] = Field(
+        "uncalibrated",
+        description="The figures that the run stands by: `calibrated` where its recipe was chosen "
+        "by calibrated held-out texts or a second system stands beside the likelihoods.",
     )
     classes: list[str] = Field(description="The classes; the order of every matrix.")
     num_examples: int = Field(description="Test texts, labelled or not.")

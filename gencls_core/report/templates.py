@@ -32,6 +32,7 @@ def template(package: str, name: str) -> jinja2.Template:
     environment.filters.update(
         above=words.above,
         choice=words.choice,
+        ensemble=words.ensemble,
         percent=words.percent,
         count=words.count,
         nats=words.nats,

@@ -104,20 +104,55 @@ def choice(selection: SelectionReport) -> str:
     )
 
 
+def calibrated_how(report: Report) -> str:
+    """Say what the calibrated figures rest on, in the middle of a sentence."""
+    found = None if report.calibration is None else report.calibration.ensemble
+    if found is None or not found.taken:
+        return "calibrated on held-out texts"
+    return f"calibrated on held-out texts with {system_title(found.system)} beside them"
+
+
+def ensemble(report: Report) -> str | None:
+    """Say whether a second system stands beside the likelihoods, and why; None for no ensemble."""
+    found = None if report.calibration is None else report.calibration.ensemble
+    if found is None:
+        return None
+    difference = f"{found.nll_together - found.nll_alone:+.3f}".replace("-", "−")
+    by = (
+        f"{found.reason} (NLL {found.nll_alone:.3f} without it, {found.nll_together:.3f} with it, "
+        f"a difference of {difference} ± {found.standard_error:.3f} nats on "
+        f"{count(found.num_texts)} of them, each calibrated without itself)"
+    )
+    title = system_title(found.system)
+    if not found.taken:
+        return f"{_capitalised(title)} was tried beside the likelihoods and left out: {by}."
+    return f"{_capitalised(title)} stands beside them with a weight of {found.weight:.3g}: {by}."
+
+
 def headline(report: Report) -> list[str]:
     """Say in sentences what came out; the first is the result."""
     labelled = report.num_examples - report.num_unlabelled
     name = system_title(report.system)
     subject = f"The {name} label" if report.system == "class-lm" else f"{_capitalised(name)} labels"
     texts = f"the {count(labelled)} test texts" if labelled > 1 else "the one test text"
-    low, high = report.accuracy_ci95.uncalibrated
+    accuracy, interval = report.accuracy, report.accuracy_ci95
+    plain = accuracy.uncalibrated, interval.uncalibrated
+    calibrated = None
+    if accuracy.calibrated is not None and interval.calibrated is not None:
+        calibrated = accuracy.calibrated, interval.calibrated
+    stands_by_it = report.answer == "calibrated"
+    found, (low, high) = calibrated if calibrated and stands_by_it else plain
     sentences = [
-        f"{subject} {percent(report.accuracy.uncalibrated)} of {texts} correctly "
-        f"(95{NBSP}% interval {100 * low:.1f}–{100 * high:.1f}{NBSP}%)."
+        f"{subject} {percent(found)} of {texts} correctly "
+        f"(95{NBSP}% interval {100 * low:.1f}–{100 * high:.1f}{NBSP}%)"
+        f"{', ' + calibrated_how(report) if stands_by_it else ''}."
     ]
-    if report.accuracy.calibrated is not None and report.accuracy_ci95.calibrated is not None:
-        figures = accuracy_sentence(report.accuracy.calibrated, report.accuracy_ci95.calibrated)
-        sentences.append(f"Calibrated on held-out texts: {figures}.")
+    if stands_by_it:
+        sentences.append(f"By the likelihoods alone: {accuracy_sentence(*plain)}.")
+    elif calibrated:
+        sentences.append(
+            f"{_capitalised(calibrated_how(report))}: {accuracy_sentence(*calibrated)}."
+        )
     for system, baseline in report.baselines.items():
         label = _capitalised(system_title(system))
         figures = accuracy_sentence(baseline.accuracy, baseline.accuracy_ci95)

@@ -8,20 +8,32 @@ log P(class | text), to which it must not be applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-import pyarrow as pa
-
-from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.datasets.dataset import Dataset, SplitInfo
 from gencls_core.errors import GenclsError
+from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import Quantity
 
-__all__ = ["System", "nothing"]
+__all__ = ["BatchScores", "Scorer", "System"]
 
 
-def nothing() -> None:
-    """Do nothing."""
+@dataclass(frozen=True, eq=False)
+class BatchScores:
+    """What a system says of B texts."""
+
+    scores: FloatArray
+    """[B, C] in nats, columns in the order of the dataset's classes."""
+    num_tokens: Sequence[int]
+    """[B]: how many words or tokens of each text were counted."""
+    truncated: Sequence[bool] | None = None
+    """[B]: which texts have more than was read; None: none has."""
+
+
+Scorer = Callable[[list[str]], BatchScores]
+"""A system that has learned: B texts → their scores."""
 
 
 class System(Protocol):
@@ -41,24 +53,18 @@ class System(Protocol):
         Quick, and loads nothing heavy: asked before work starts.
         """
 
-    def digest(self, dataset: Dataset, split: SplitName) -> str:
+    def digest(self, dataset: Dataset, scored: SplitInfo) -> str:
         """Name everything the rows depend on (texts, settings, format): 64 hex digits.
 
         Rows that are committed under this digest need not be computed again.
-        """
-
-    def score_rows(
-        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
-    ) -> dict[str, pa.Table]:
-        """Score every example of a split under every class.
 
         Args:
-            dataset: the texts.
-            split: which of them are scored.
-            on_trained: called between learning and scoring, so that each can be timed.
+            dataset: what the system learns from.
+            scored: the texts that are scored, of this dataset or another one.
+        """
 
-        Returns:
-            One table in SCORE_SCHEMA per class, all with the split's examples in their order.
+    def fit(self, dataset: Dataset) -> Scorer:
+        """Learn from the train split.
 
         Raises:
             DataError: when the dataset lacks what the system learns from.

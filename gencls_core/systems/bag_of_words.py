@@ -8,7 +8,7 @@ Shapes: N train texts, F words or word pairs, B texts of a batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.datasets.dataset import Dataset, SplitInfo, SplitName
 from gencls_core.errors import DataError
 from gencls_core.score_matrix import FloatArray, IntArray
 from gencls_core.scores import SCORE_SCHEMA, Quantity
+from gencls_core.systems import Scorer
 
 __all__ = [
     "WORD",
     "Learner",
-    "Scorer",
     "digest_parts",
     "fit_words",
     "folds_of",
@@ -41,9 +41,6 @@ WORD = r"(?u)\b\w+\b"
 
 _FOLDS = 3
 
-Scorer = Callable[[list[str]], tuple[FloatArray, Sequence[int]]]
-"""B texts → scores [B, C] in nats, and how many words of each were counted."""
-
 
 @dataclass(frozen=True)
 class Learner:
@@ -53,13 +50,13 @@ class Learner:
     way_out: str
 
 
-def digest_parts(dataset: Dataset, split: SplitName, seed: int) -> dict[str, Any]:
+def digest_parts(dataset: Dataset, scored: SplitInfo, seed: int) -> dict[str, Any]:
     """Give what the rows of each of these systems depend on, beside its own settings."""
     return {
         "seed": seed,
         "classes": dataset.classes,
         "train": dataset.split("train").fingerprint,
-        "scored": dataset.split(split).fingerprint,
+        "scored": scored.fingerprint,
         "scikit-learn": version("scikit-learn"),
     }
 
@@ -162,20 +159,19 @@ def words_between_spaces(texts: Sequence[str]) -> list[int]:
 def rows_by_class(
     dataset: Dataset, split: SplitName, quantity: Quantity, scorer: Scorer
 ) -> dict[str, pa.Table]:
-    """Score a split batch by batch; give one table in SCORE_SCHEMA per class.
-
-    `num_tokens` is the number of words that `scorer` says it counted.
-    """
+    """Score a split batch by batch; give one table in SCORE_SCHEMA per class, in its order."""
     ids: list[str] = []
     labels: list[str | None] = []
     words: list[int] = []
+    truncated: list[bool] = []
     blocks: list[FloatArray] = []
     for batch in dataset.iter_batches(split, ["example_id", "text", "label"]):
         ids.extend(batch.column("example_id").to_pylist())
         labels.extend(batch.column("label").to_pylist())
-        scores_BC, counted_B = scorer(batch.column("text").to_pylist())
-        blocks.append(scores_BC)
-        words.extend(counted_B)
+        found = scorer(batch.column("text").to_pylist())
+        blocks.append(found.scores)
+        words.extend(found.num_tokens)
+        truncated.extend(found.truncated or [False] * len(batch))
     scores_NC = np.concatenate(blocks) if blocks else np.zeros((0, len(dataset.classes)))
     count = len(ids)
     shared: dict[str, Any] = {
@@ -184,7 +180,7 @@ def rows_by_class(
         "standard_error": [None] * count,
         "quantity": [quantity] * count,
         "num_tokens": words,
-        "truncated": [False] * count,
+        "truncated": truncated,
         "num_windows": [1] * count,
         "loss_score": [None] * count,
         "token_ids": [None] * count,

@@ -11,21 +11,17 @@ is predicted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.score_matrix import FloatArray
+from gencls_core.datasets.dataset import Dataset, SplitInfo
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
-from gencls_core.systems import nothing
+from gencls_core.systems import BatchScores, Scorer
 from gencls_core.systems.bag_of_words import (
     Learner,
     refuse_absent_classes,
-    rows_by_class,
     words_between_spaces,
 )
 
@@ -54,7 +50,7 @@ class MajoritySystem:
     def why_not(self) -> None:
         """Give None: all that it needs is installed with gencls."""
 
-    def digest(self, dataset: Dataset, split: SplitName) -> str:
+    def digest(self, dataset: Dataset, scored: SplitInfo) -> str:
         """Name everything the rows depend on: 64 hex digits. Train texts are not among it."""
         return digest_of(
             {
@@ -62,14 +58,12 @@ class MajoritySystem:
                 "format": MAJORITY_FORMAT,
                 "classes": dataset.classes,
                 "train": dataset.split("train").class_counts,
-                "scored": dataset.split(split).fingerprint,
+                "scored": scored.fingerprint,
             }
         )
 
-    def score_rows(
-        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
-    ) -> dict[str, pa.Table]:
-        """Give every example of `split` the same log P(class), in nats.
+    def fit(self, dataset: Dataset) -> Scorer:
+        """Give what gives every text the same log P(class), in nats.
 
         `num_tokens` counts words between spaces.
 
@@ -81,8 +75,7 @@ class MajoritySystem:
         refuse_absent_classes(dataset, counts_C, _LEARNER)
         log_p_C = np.log((counts_C + 1) / (counts_C + 1).sum())
 
-        def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
-            return np.tile(log_p_C, (len(texts), 1)), words_between_spaces(texts)
+        def score(texts: list[str]) -> BatchScores:
+            return BatchScores(np.tile(log_p_C, (len(texts), 1)), words_between_spaces(texts))
 
-        on_trained()
-        return rows_by_class(dataset, split, self.quantity, score)
+        return score

@@ -24,25 +24,22 @@ Shapes: N train texts, F words, B texts of a batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.score_matrix import FloatArray, IntArray
+from gencls_core.datasets.dataset import Dataset, SplitInfo
+from gencls_core.score_matrix import IntArray
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
-from gencls_core.systems import nothing
+from gencls_core.systems import BatchScores, Scorer
 from gencls_core.systems.bag_of_words import (
     WORD,
     Learner,
     digest_parts,
     fit_words,
     folds_of,
-    rows_by_class,
     train_targets,
 )
 
@@ -83,23 +80,21 @@ class NaiveBayesSystem:
     def why_not(self) -> None:
         """Give None: all that it needs is installed with gencls."""
 
-    def digest(self, dataset: Dataset, split: SplitName) -> str:
+    def digest(self, dataset: Dataset, scored: SplitInfo) -> str:
         """Name everything the rows depend on: 64 hex digits."""
         settings = {
             "system": NAIVE_BAYES,
             "format": NAIVE_BAYES_FORMAT,
             "smoothings": _SMOOTHINGS if self.smoothing is None else [self.smoothing],
         }
-        return digest_of(digest_parts(dataset, split, self.seed) | settings)
+        return digest_of(digest_parts(dataset, scored, self.seed) | settings)
 
-    def score_rows(
-        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
-    ) -> dict[str, pa.Table]:
-        """Train on the train split and score every example of `split` under every class.
+    def fit(self, dataset: Dataset) -> Scorer:
+        """Learn from the train split.
 
         Returns:
-            One table in SCORE_SCHEMA per class: `score` is log P(text | class) in nats without a
-            prior; `num_tokens` counts the words that are in it.
+            What gives log P(text | class) in nats without a prior; `num_tokens` counts the words
+            that are in it.
 
         Raises:
             DataError: when a class has no train text, or no train text holds a word.
@@ -114,13 +109,12 @@ class NaiveBayesSystem:
         model = MultinomialNB(alpha=smoothing).fit(counts_NF, targets_N)
         log_p_FC = model.feature_log_prob_.T
 
-        def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
+        def score(texts: list[str]) -> BatchScores:
             counts_BF = vectorizer.transform(texts)
             words_B = np.asarray(counts_BF.sum(axis=1), dtype=np.int64).ravel()
-            return np.asarray(counts_BF @ log_p_FC), words_B.tolist()
+            return BatchScores(np.asarray(counts_BF @ log_p_FC), words_B.tolist())
 
-        on_trained()
-        return rows_by_class(dataset, split, self.quantity, score)
+        return score
 
 
 def choose_smoothing(counts_NF: Any, targets_N: IntArray, seed: int) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["about_system", "system_title"]
+__all__ = ["BASELINE", "about_system", "system_title"]
+
+BASELINE = "tfidf"
+"""What a run trains beside its models."""
 
 _TITLES = {
     "class-lm": "class models",

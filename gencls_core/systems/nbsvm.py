@@ -30,26 +30,23 @@ Shapes: N train texts, F words and word pairs, B texts of a batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.datasets.dataset import Dataset, SplitInfo
 from gencls_core.score_matrix import BoolArray, FloatArray, IntArray
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
-from gencls_core.systems import nothing
+from gencls_core.systems import BatchScores, Scorer
 from gencls_core.systems.bag_of_words import (
     WORD,
     Learner,
     digest_parts,
     fit_words,
     folds_of,
-    rows_by_class,
     train_targets,
     words_between_spaces,
 )
@@ -94,7 +91,7 @@ class NbsvmSystem:
     def why_not(self) -> None:
         """Give None: all that it needs is installed with gencls."""
 
-    def digest(self, dataset: Dataset, split: SplitName) -> str:
+    def digest(self, dataset: Dataset, scored: SplitInfo) -> str:
         """Name everything the rows depend on: 64 hex digits."""
         settings = {
             "system": NBSVM,
@@ -105,16 +102,14 @@ class NbsvmSystem:
             "tolerance": _TOLERANCE,
             "scipy": version("scipy"),
         }
-        return digest_of(digest_parts(dataset, split, self.seed) | settings)
+        return digest_of(digest_parts(dataset, scored, self.seed) | settings)
 
-    def score_rows(
-        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
-    ) -> dict[str, pa.Table]:
-        """Train on the train split and score every example of `split` under every class.
+    def fit(self, dataset: Dataset) -> Scorer:
+        """Learn from the train split.
 
         Returns:
-            One table in SCORE_SCHEMA per class: `score` is log P(class | text) in nats and its
-            exponentials add up to 1 over the classes; `num_tokens` counts words between spaces.
+            What gives log P(class | text) in nats, whose exponentials add up to 1 over the
+            classes; `num_tokens` counts words between spaces.
 
         Raises:
             DataError: when a class has no train text, or no train text holds a word.
@@ -130,12 +125,12 @@ class NbsvmSystem:
         strength, scale = self._choose(features_NF, targets_N)
         machines = fit_machines(features_NF, targets_N, strength, self.interpolation, self.seed)
 
-        def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
+        def score(texts: list[str]) -> BatchScores:
             decisions_BC = machines.decide(vectorizer.transform(texts))
-            return log_softmax(scale * decisions_BC, axis=1), words_between_spaces(texts)
+            log_p_BC = log_softmax(scale * decisions_BC, axis=1)
+            return BatchScores(log_p_BC, words_between_spaces(texts))
 
-        on_trained()
-        return rows_by_class(dataset, split, self.quantity, score)
+        return score
 
     def _choose(self, features_NF: Any, targets_N: IntArray) -> tuple[float, float]:
         """Give the machine's C and the scale s of the smallest out-of-fold log-loss."""

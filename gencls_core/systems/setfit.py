@@ -22,27 +22,24 @@ D embedding, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.datasets.dataset import Dataset, SplitInfo
 from gencls_core.datasets.sampling import choose, proportional
 from gencls_core.errors import GenclsError
 from gencls_core.score_matrix import FloatArray, IntArray
-from gencls_core.scores import SCORE_SCHEMA, Quantity
+from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
-from gencls_core.systems import nothing
+from gencls_core.systems import BatchScores, Scorer
 from gencls_core.systems.bag_of_words import (
     Learner,
     digest_parts,
     labelled_texts,
     log_posteriors,
-    rows_by_class,
     train_targets,
 )
 from gencls_core.systems.sentence_encoder import (
@@ -100,7 +97,7 @@ class SetFitSystem:
         """
         return why_no_encoder(self.model, _LEARNER)
 
-    def digest(self, dataset: Dataset, split: SplitName) -> str:
+    def digest(self, dataset: Dataset, scored: SplitInfo) -> str:
         """Name everything the rows depend on: 64 hex digits.
 
         Raises:
@@ -114,18 +111,15 @@ class SetFitSystem:
             "max_pairs": self.max_pairs,
             **encoder_digest_parts(self._usable_folder()),
         }
-        return digest_of(digest_parts(dataset, split, self.seed) | settings)
+        return digest_of(digest_parts(dataset, scored, self.seed) | settings)
 
-    def score_rows(
-        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
-    ) -> dict[str, pa.Table]:
-        """Train on the train split and score every example of `split` under every class.
+    def fit(self, dataset: Dataset) -> Scorer:
+        """Learn from the train split.
 
         Returns:
-            One table in SCORE_SCHEMA per class: `score` is log P(class | text) in nats and its
-            exponentials add up to 1 over the classes; `num_tokens` counts the tokens that the
-            encoder reads of the text, without the special ones around it; `truncated` says that
-            the text has more.
+            What gives log P(class | text) in nats, whose exponentials add up to 1 over the
+            classes; `num_tokens` counts the tokens that the encoder reads of the text, without
+            the special ones around it; `truncated` says that the text has more.
 
         Raises:
             UsageError: when sentence-transformers is not installed, or no model is there.
@@ -139,19 +133,12 @@ class SetFitSystem:
         pairs = draw_pairs(targets_N, rounds, np.random.default_rng([self.seed, _PAIRS]))
         tune(encoder, texts, pairs, self.seed)
         head = _fit_head(embed(encoder, texts), targets_N)
-        truncated: list[bool] = []
 
-        def score(batch: list[str]) -> tuple[FloatArray, list[int]]:
+        def score(batch: list[str]) -> BatchScores:
             read_B, more_B = tokens_read(encoder, batch)
-            truncated.extend(more_B)
-            return log_posteriors(head, embed(encoder, batch)), read_B
+            return BatchScores(log_posteriors(head, embed(encoder, batch)), read_B, more_B)
 
-        on_trained()
-        tables = rows_by_class(dataset, split, self.quantity, score)
-        column = SCORE_SCHEMA.get_field_index("truncated")
-        field = SCORE_SCHEMA.field(column)
-        flags = pa.array(truncated, field.type)
-        return {name: table.set_column(column, field, flags) for name, table in tables.items()}
+        return score
 
     def _usable_folder(self) -> Path:
         refusal = self.why_not()

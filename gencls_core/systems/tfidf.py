@@ -7,18 +7,15 @@ stratified cross-validation on the log-loss. Scores are log P(class | text).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.score_matrix import FloatArray
+from gencls_core.datasets.dataset import Dataset, SplitInfo
 from gencls_core.scores import Quantity
 from gencls_core.storage import digest_of
-from gencls_core.systems import nothing
+from gencls_core.systems import BatchScores, Scorer
 from gencls_core.systems.bag_of_words import (
     WORD,
     Learner,
@@ -26,12 +23,11 @@ from gencls_core.systems.bag_of_words import (
     fit_words,
     folds_of,
     log_posteriors,
-    rows_by_class,
     train_targets,
     words_between_spaces,
 )
 
-__all__ = ["TFIDF", "TfidfSystem", "score_with_tfidf"]
+__all__ = ["TFIDF", "TfidfSystem"]
 
 TFIDF = "tfidf"
 TFIDF_FORMAT = 1
@@ -62,44 +58,28 @@ class TfidfSystem:
     def why_not(self) -> None:
         """Give None: all that it needs is installed with gencls."""
 
-    def digest(self, dataset: Dataset, split: SplitName) -> str:
+    def digest(self, dataset: Dataset, scored: SplitInfo) -> str:
         """Name everything the rows depend on: 64 hex digits."""
         settings = {"format": TFIDF_FORMAT, "strengths": _STRENGTHS}
-        return digest_of(digest_parts(dataset, split, self.seed) | settings)
+        return digest_of(digest_parts(dataset, scored, self.seed) | settings)
 
-    def score_rows(
-        self, dataset: Dataset, split: SplitName, on_trained: Callable[[], None] = nothing
-    ) -> dict[str, pa.Table]:
-        """Train on the train split, score `split`; see `score_with_tfidf`."""
-        return score_with_tfidf(dataset, split, self.seed, on_trained)
+    def fit(self, dataset: Dataset) -> Scorer:
+        """Learn from the train split.
 
+        Returns:
+            What gives log P(class | text) in nats, whose exponentials add up to 1 over the
+            classes; `num_tokens` counts words between spaces.
 
-def score_with_tfidf(
-    dataset: Dataset, split: SplitName, seed: int = 0, on_trained: Callable[[], None] = nothing
-) -> dict[str, pa.Table]:
-    """Train on the train split and score every example of `split` under every class.
+        Raises:
+            DataError: when a class has no train text, or no train text holds a word.
+        """
+        vectorizer, classifier = _train(dataset, self.seed)
 
-    Args:
-        dataset: needs a train split with labelled texts of every class.
-        split: the split to score; it is never trained on.
-        seed: of the folds.
-        on_trained: called between learning and scoring.
+        def score(texts: list[str]) -> BatchScores:
+            log_p_BC = log_posteriors(classifier, vectorizer.transform(texts))
+            return BatchScores(log_p_BC, words_between_spaces(texts))
 
-    Returns:
-        One table in SCORE_SCHEMA per class: `score` is log P(class | text) in nats and its
-        exponentials add up to 1 over the classes; `num_tokens` counts words between spaces.
-
-    Raises:
-        DataError: when a class has no train text, or no train text holds a word.
-    """
-    vectorizer, classifier = _train(dataset, seed)
-
-    def score(texts: list[str]) -> tuple[FloatArray, list[int]]:
-        features_BF = vectorizer.transform(texts)
-        return log_posteriors(classifier, features_BF), words_between_spaces(texts)
-
-    on_trained()
-    return rows_by_class(dataset, split, "log_posterior", score)
+        return score
 
 
 def _train(dataset: Dataset, seed: int) -> tuple[Any, Any]:

@@ -1,0 +1,341 @@
+"""A second system beside the likelihoods: its weight, whether it is taken, what comes of it."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cluster_fixtures import gencls, succeed
+from model_fixtures import make_model_folder
+from report_fixtures import CLASSES, make_run, write_scores
+from run_fixtures import CLASSES as CLASSES_OF_RUN
+from run_fixtures import make_config, make_data, sentences, write_jsonl
+from scipy.special import log_softmax
+
+from gencls_core.calibration import fit_calibration
+from gencls_core.ensemble import companion_of, judge_ensemble, with_beside
+from gencls_core.posterior import label_prior, log_posterior, posterior_of
+from gencls_core.report.build import build_report
+from gencls_core.report.fitting import ensemble_taken
+from gencls_core.report.inference import infer, infer_by_range
+from gencls_core.report.schema import Report
+from gencls_core.run import RunDirectory
+from gencls_core.score_matrix import LikelihoodMatrix, read_likelihoods
+
+UNIFORM = {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
+
+
+def matrix_of(scores, codes, beside=None, *, tokens=10, quantity="log_likelihood"):
+    rows, classes = np.shape(scores)
+    return LikelihoodMatrix(
+        example_ids=pa.chunked_array([[f"text-{row}" for row in range(rows)]], pa.string()),
+        label_codes=np.asarray(codes, dtype=np.int64),
+        classes=tuple("abcdefgh"[:classes]),
+        scores=np.asarray(scores, dtype=np.float64),
+        num_tokens=np.full(rows, tokens),
+        truncated=np.zeros(rows, dtype=bool),
+        num_windows=np.ones(rows, dtype=np.int64),
+        loss_scores=None,
+        quantity=quantity,
+        beside=beside,
+    )
+
+
+def planted(rows, *, scale, weight, seed):
+    """Likelihoods and another system that know different things; labels drawn from both."""
+    rng = np.random.default_rng(seed)
+    scores, beside = rng.normal(0, 8, (rows, 3)), rng.normal(0, 1.5, (rows, 3))
+    drawn = scale * scores + weight * beside + rng.gumbel(size=(rows, 3))
+    return matrix_of(scores - 300, drawn.argmax(axis=1), beside)
+
+
+def naive_objective(matrix, scale, weight, biases, prior):
+    """What the fit minimises, written down as in the module."""
+    logits = scale * matrix.scores + weight * matrix.beside + biases + np.log(list(prior.values()))
+    own = log_softmax(logits, axis=1)[np.arange(len(matrix)), matrix.label_codes]
+    expected = -0.5 * math.log(matrix.num_tokens.mean())
+    distance = (math.log(scale) - expected) ** 2 + weight**2 + (biases**2).sum()
+    return -own.sum() + 0.5 * distance
+
+
+def test_planted_weight_is_found():
+    found = fit_calibration(planted(20_000, scale=0.2, weight=0.7, seed=0), UNIFORM)
+    assert found.scale == pytest.approx(0.2, rel=0.05)
+    assert found.weight == pytest.approx(0.7, rel=0.05)
+
+
+@pytest.mark.parametrize("rows", [12, 200])
+def test_no_other_weight_is_more_probable(rows):
+    matrix = planted(rows, scale=0.2, weight=0.7, seed=1)
+    found = fit_calibration(matrix, UNIFORM)
+    biases = np.array(list(found.biases.values()))
+    least = naive_objective(matrix, found.scale, found.weight, biases, UNIFORM)
+    for step in (-1e-2, 1e-2):
+        others = [
+            (found.scale * math.exp(step), found.weight, biases),
+            (found.scale, max(0.0, found.weight + step), biases),
+            *((found.scale, found.weight, biases + step * (row - 1 / 3)) for row in np.eye(3)),
+        ]
+        for other in others:
+            assert naive_objective(matrix, *other, UNIFORM) >= least
+
+
+def test_a_system_that_is_wrong_has_no_weight():
+    matrix = planted(500, scale=0.2, weight=0.7, seed=2)
+    assert fit_calibration(replace(matrix, beside=-matrix.beside), UNIFORM).weight == 0
+
+
+def test_a_dozen_texts_say_little_of_a_weight():
+    few = [
+        fit_calibration(planted(12, scale=0.2, weight=0.0, seed=seed), UNIFORM).weight
+        for seed in range(20)
+    ]
+    assert np.mean(few) < 0.3
+
+
+def test_without_another_system_nothing_changes():
+    matrix = replace(planted(60, scale=0.2, weight=0.7, seed=3), beside=None)
+    found = fit_calibration(matrix, UNIFORM)
+    assert found.weight == 0
+    codes = matrix.label_codes
+    alone = log_posterior(matrix.scores, UNIFORM, found)
+    assert -alone[np.arange(60), codes].mean() < math.log(3)
+
+
+def test_rows_are_matched_by_id_and_the_prior_it_learned_is_taken_out():
+    matrix = matrix_of(np.zeros((4, 2)), [0, 1, 0, 1])
+    log_q = np.log([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
+    other = matrix_of(log_q, [0, 1, 0, 1], quantity="log_posterior")
+    counts = {"a": 30, "b": 10}
+    expected = log_q - np.log([0.75, 0.25])
+    np.testing.assert_allclose(with_beside(matrix, other, counts).beside, expected)
+    turned = other.take(np.array([2, 0, 3, 1]))
+    np.testing.assert_allclose(with_beside(matrix, turned, counts).beside, expected)
+    part = matrix.take(np.array([2, 3]))
+    np.testing.assert_allclose(with_beside(part, other, counts, start=2).beside, expected[2:])
+    with pytest.raises(KeyError, match="1 texts"):
+        with_beside(matrix, other.take(np.array([0, 1, 3])), counts)
+
+
+def test_another_prior_counts_once():
+    """What the second system says is relative to the frequencies that it learned from."""
+    log_q = np.log([[0.75, 0.25]] * 2)  # nothing but its own prior
+    matrix = with_beside(
+        matrix_of(np.zeros((2, 2)), [0, 1]),
+        matrix_of(log_q, [0, 1], quantity="log_posterior"),
+        {"a": 30, "b": 10},
+    )
+    fitted = fit_calibration(matrix, {"a": 0.5, "b": 0.5})
+    for prior in ({"a": 0.5, "b": 0.5}, {"a": 0.1, "b": 0.9}):
+        posterior = posterior_of(matrix, prior, replace(fitted, weight=5.0))
+        np.testing.assert_allclose(np.exp(posterior[0]), list(prior.values()), atol=1e-6)
+
+
+def test_a_second_system_that_knows_more_helps_and_noise_does_not():
+    matrix = planted(400, scale=0.2, weight=0.7, seed=4)
+    trial = judge_ensemble(matrix)
+    assert trial.helps
+    assert trial.enough
+    assert trial.nll_alone - trial.nll_together > 2 * trial.standard_error > 0
+    noise = np.random.default_rng(5).normal(0, 1.5, (400, 3))
+    trial = judge_ensemble(replace(planted(400, scale=0.2, weight=0.0, seed=6), beside=noise))
+    assert abs(trial.nll_together - trial.nll_alone) < 0.02
+    assert not judge_ensemble(planted(30, scale=0.2, weight=0.7, seed=7)).enough
+
+
+@pytest.mark.parametrize(
+    ("wanted", "baseline", "system"),
+    [
+        (None, True, None),
+        ("none", True, None),
+        ("auto", True, "tfidf"),
+        ("auto", False, None),
+        ("nbsvm", False, "nbsvm"),
+    ],
+)
+def test_which_system_is_meant(wanted, baseline, system):
+    assert companion_of(wanted, baseline=baseline) == system
+
+
+def made_run(folder: Path, ensemble: str | None, validation_rows: int = 90) -> RunDirectory:
+    """A run whose second system has scored the held-out texts, too."""
+    run = make_run(folder, validation_rows=validation_rows)
+    held_out = pq.read_table(run.dataset_path / "validation.parquet")
+    random = np.random.default_rng(8)
+    write_scores(random, run.validation_scores, CLASSES, held_out, system="tfidf", shards=1)
+    manifest = run.manifest()
+    manifest["config"]["posterior"]["ensemble"] = ensemble
+    run.write_manifest(manifest)
+    return run
+
+
+def report_of(run: RunDirectory) -> Report:
+    return Report.model_validate_json((run.report_path / "report.json").read_text())
+
+
+def test_report_with_an_ensemble(tmp_path):
+    run = made_run(tmp_path / "run", "auto")
+    report = build_report(run)
+    found = report.calibration.ensemble
+    assert (found.system, found.taken, found.num_texts) == ("tfidf", True, 90)
+    assert found.nll_together < found.nll_alone
+    assert found.weight > 0
+    assert report.answer == "calibrated"
+    assert report.accuracy.calibrated > report.accuracy.uncalibrated
+    alone = build_report(run, ensemble="none")
+    assert alone.calibration.ensemble is None
+    assert alone.answer == "uncalibrated"
+    assert alone.accuracy.uncalibrated == report.accuracy.uncalibrated
+    assert alone.accuracy.calibrated < report.accuracy.calibrated
+    build_report(run)
+    for page in ("report.md", "report.html"):
+        text = " ".join((run.report_path / page).read_text().split())
+        assert "with TF-IDF with logistic regression beside them" in text
+        assert "stands beside them with a weight of" in text
+        assert "By the likelihoods alone" in text
+    rows = pq.read_table(run.predictions_path)
+    assert rows.column("answer").equals(rows.column("calibrated_predicted"))
+    assert not rows.column("answer").equals(rows.column("predicted"))
+    right = sum(
+        a == b for a, b in zip(rows["answer"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    )
+    assert right / rows.num_rows == report.accuracy.calibrated
+
+
+def test_posterior_is_the_formula(tmp_path):
+    run = made_run(tmp_path / "run", "tfidf")
+    inference = infer(run)
+    likelihoods = read_likelihoods(run.scores, "class-lm", CLASSES)
+    judged = read_likelihoods(run.scores, "tfidf", CLASSES)
+    counts = run.dataset().split("train").class_counts
+    fit = inference.calibration
+    logits = fit.scale * likelihoods.scores + np.array([fit.biases[name] for name in CLASSES])
+    q = np.array([counts[name] for name in CLASSES]) / sum(counts.values())
+    logits += fit.weight * (judged.scores - np.log(q))
+    logits += np.log([inference.prior[name] for name in CLASSES])
+    np.testing.assert_allclose(inference.calibrated, log_softmax(logits, axis=1), atol=1e-9)
+    # What is stored is untouched, and a range at a time gives the same.
+    assert (inference.matrix.scores == likelihoods.scores).all()
+    parts = np.concatenate([part.calibrated for part in infer_by_range(run)])
+    np.testing.assert_array_equal(parts, inference.calibrated)
+
+
+def test_other_systems_of_the_run_stand_alone(tmp_path):
+    run = made_run(tmp_path / "run", "tfidf")
+    assert infer(run, system="tfidf").fit.ensemble is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("validation_scores", "tfidf has not scored the held-out texts"),
+        ("scores", "tfidf has not scored the test texts"),
+    ],
+)
+def test_a_second_system_without_scores_is_left_out_and_said(tmp_path, lost, said):
+    run = made_run(tmp_path / "run", "tfidf")
+    getattr(run, lost).retire("tfidf", ())
+    report = build_report(run)
+    assert f"There is no ensemble: {said}." in report.notes
+    assert report.accuracy == build_report(run, ensemble="none").accuracy
+    assert report.answer == "uncalibrated"
+
+
+def test_too_few_held_out_texts_take_none_unless_it_is_asked_for(tmp_path):
+    run = made_run(tmp_path / "run", "auto", validation_rows=40)
+    found = build_report(run).calibration.ensemble
+    assert (found.taken, found.weight) == (False, 0)
+    assert found.reason == "40 held-out texts are too few to tell"
+    assert ensemble_taken(run) is False
+    text = " ".join((run.report_path / "report.md").read_text().split())
+    assert "was tried beside the likelihoods and left out: 40 held-out texts" in text
+    assert build_report(run, ensemble="tfidf").calibration.ensemble.taken
+    assert ensemble_taken(run, "tfidf") is True
+    assert ensemble_taken(run, "nbsvm") is None
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, shared_ray) -> Path:
+    found = tmp_path_factory.mktemp("ensemble")
+    make_data(found / "data", train=60, test=8)
+    make_model_folder(found / "base", "gpt2", context=64)
+    texts = [{"text": text} for text in sentences(CLASSES_OF_RUN[0], 5, 77)]
+    write_jsonl(found / "new.jsonl", texts)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(data) -> tuple[Path, str]:
+    """A run of class models with NBSVM beside them, and what it said."""
+    said = succeed(
+        "run", "--data-dir", str(data / "data"), "--model", str(data / "base"),
+        "--validation-fraction", "0.3", "--epochs", "1", "--batch-size", "16",
+        "--learning-rate", "5e-3", "--num-cpus", "2", "--memory-gb", "8",
+        "--output-dir", str(data / "run"), "--recipe", "independent", "--ensemble", "nbsvm",
+    )  # fmt: skip
+    return data / "run", said
+
+
+@pytest.mark.ray
+def test_a_run_scores_and_weighs_the_second_system(finished):
+    folder, said = finished
+    run = RunDirectory(folder)
+    assert set(run.scores.systems()) == {"class-lm", "tfidf", "nbsvm"}
+    assert set(run.validation_scores.systems()) == {"class-lm", "nbsvm"}
+    assert "NBSVM stands beside its likelihoods: it was asked for." in " ".join(said.split())
+    report = report_of(run)
+    assert report.calibration.ensemble.system == "nbsvm"
+    assert report.calibration.ensemble.num_texts == 54
+    assert "whole" in succeed("verify", str(folder))
+
+
+@pytest.mark.ray
+def test_new_texts_get_the_answer_of_the_ensemble(finished, data, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    succeed("classify", "--model-dir", str(finished[0]), str(data / "new.jsonl"),
+            "--num-cpus", "2", "--output", str(output))  # fmt: skip
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 5
+    assert all(row["answer"] == row["calibrated_predicted"] for row in rows)
+    (evaluation,) = (finished[0] / "evaluations").iterdir()
+    scored = RunDirectory(evaluation)
+    assert set(scored.scores.systems()) == {"class-lm", "nbsvm"}
+    # Committed once; another system can be asked for afterwards, and the run is not touched.
+    held_out = sorted(RunDirectory(finished[0]).validation_scores.systems())
+    said = succeed("classify", "--model-dir", str(finished[0]), str(data / "new.jsonl"),
+                   "--num-cpus", "2", "--output", str(output), "--ensemble", "tfidf")  # fmt: skip
+    assert "scored" in said
+    assert set(scored.validation_scores.systems()) == {"tfidf"}
+    assert held_out == sorted(RunDirectory(finished[0]).validation_scores.systems())
+
+
+@pytest.mark.ray
+def test_labelled_texts_are_evaluated_with_the_ensemble(finished, data, tmp_path):
+    make_data(tmp_path / "other", train=2, test=6)
+    said = succeed("evaluate", "--model-dir", str(finished[0]), "--data-dir",
+                   str(tmp_path / "other"), "--num-cpus", "2",
+                   "--output", str(tmp_path / "report.json"))  # fmt: skip
+    assert "NBSVM" in said
+    report = json.loads((tmp_path / "report.json").read_text())
+    own = report_of(RunDirectory(finished[0])).calibration
+    assert report["answer"] == "calibrated"
+    assert report["calibration"]["ensemble"]["weight"] == own.ensemble.weight
+    # The run's own report can be had without it, and nothing is scored for that.
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    assert "NBSVM stands" not in succeed("report", str(copy), "--ensemble", "none")
+
+
+@pytest.mark.ray
+def test_a_name_that_is_none(data, tmp_path):
+    code, said = gencls("run", "--data-dir", str(data / "data"), "--ensemble", "tf-idf",
+                        "--output-dir", str(tmp_path / "run"))  # fmt: skip
+    assert code != 0
+    assert "'tf-idf' is not one of 'none', 'auto', 'tfidf', 'nbsvm'" in " ".join(said.split())
+    assert make_config(tmp_path / "x").posterior.ensemble is None
+    assert label_prior(matrix_of(np.zeros((2, 2)), [0, 1])) == {"a": 0.5, "b": 0.5}
