@@ -36,7 +36,11 @@ class TrainingConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Decay of the learning rate after the warm-up."
     )
-    warmup: float = Field(0.1, ge=0, lt=1, description="Part of all steps spent warming up.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Part of all steps spent warming up; default: 0.1, and for a model that learns "
+        "to tell classes apart as many as make 7 steps, a third at most.",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Gradients are clipped to this norm."
@@ -64,14 +68,21 @@ class TrainingConfig(Section):
             texts: what it learns from.
         """
         rate, epochs = self.learning_rate, self.epochs
+        # Each step sees about so many texts, unless it is asked for tokens.
+        batch = self.batch_size * self.gradient_accumulation
         if rate is None:
             rate = (_RATE_OF_ALL if all_classes else _RATE) * (_RATE_OF_ADAPTER if adapter else 1)
         if epochs is None:
-            # Each step sees about so many texts, unless it is asked for tokens.
-            batch = self.batch_size * self.gradient_accumulation
             enough = math.ceil(_ENOUGH_STEPS * batch / max(texts, 1)) if compares else 0
             epochs = float(min(max(_EPOCHS, enough), _MOST_EPOCHS))
-        values = self.model_dump() | {"learning_rate": rate, "epochs": epochs}
+        warmup = self.warmup
+        if warmup is None:
+            warmup = _WARMUP
+            if compares:
+                steps = epochs * math.ceil(max(texts, 1) / batch)
+                warmup = round(min(max(warmup, _ENOUGH_WARMUP / steps), _MOST_WARMUP), 3)
+        values = self.model_dump()
+        values |= {"learning_rate": rate, "epochs": epochs, "warmup": warmup}
         return ResolvedTraining(**values)
 
 
@@ -80,11 +91,17 @@ class ResolvedTraining(TrainingConfig):
 
     epochs: float
     learning_rate: float
+    warmup: float
 
 
 _EPOCHS, _MOST_EPOCHS = 3, 10
 _ENOUGH_STEPS = 20
 """Optimiser steps that a model needs to tell classes apart, however few texts there are."""
+_WARMUP, _MOST_WARMUP = 0.1, 1 / 3
+_ENOUGH_WARMUP = 7
+"""Steps before the full rate. With two, Adam's first steps, nearly as long for every weight, may
+lose what the base knows: its moments still rest on a handful of texts (Mosbach et al. 2021, On the
+Stability of Fine-tuning BERT)."""
 _RATE, _RATE_OF_ALL = 5e-5, 1e-4
 _RATE_OF_ADAPTER = 5
 """An adapter wants a higher rate than all weights (Schulman et al. 2025, LoRA Without Regret)."""

@@ -94,6 +94,28 @@ def test_few_texts_are_gone_through_more_often_to_tell_classes_apart():
     assert epochs(1) < 30
 
 
+@pytest.mark.parametrize(
+    ("texts", "compares", "steps", "warm"),
+    [
+        (56, True, 21, 7),  # 3 epochs of 7 steps
+        (28, True, 24, 7),
+        (160, True, 60, 7),
+        (8000, True, 3000, 300),
+        (56, False, 21, 2),
+    ],
+)
+def test_few_steps_begin_gently_where_classes_are_compared(texts, compares, steps, warm):
+    found = TrainingConfig().resolved(
+        all_classes=True, compares=compares, adapter=False, texts=texts
+    )
+    assert found.epochs * -(-texts // found.batch_size) == (steps if compares else 21)
+    assert round(found.warmup * steps) == warm
+    given = TrainingConfig(warmup=0.05).resolved(
+        all_classes=True, compares=compares, adapter=False, texts=texts
+    )
+    assert given.warmup == 0.05
+
+
 # --- how it is judged ----------------------------------------------------------------------------
 
 

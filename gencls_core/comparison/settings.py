@@ -67,10 +67,10 @@ def settings_of(
 def _what_training_leaves_open(
     config: RunConfig, known: ModelSystem, train_rows: int
 ) -> dict[str, Any]:
-    """Give learning rate and epochs as they are taken: asked for or not, the same is the same.
+    """Give rate, epochs and warm-up as they are taken: asked for or not, the same is the same.
 
-    Epochs that follow from the number of texts stay open: they make no other system of a point of
-    a learning curve.
+    What follows from the number of texts stays open: it makes no other system of a point of a
+    learning curve.
     """
 
     def resolved(training: TrainingConfig) -> ResolvedTraining:
@@ -83,12 +83,12 @@ def _what_training_leaves_open(
         )
 
     taken = resolved(config.training)
-    by_itself = resolved(config.training.model_copy(update={"epochs": None})).epochs
-    follows = known.objective in COMPARING and taken.epochs == by_itself
-    return {
-        "learning_rate": taken.learning_rate,
-        "epochs": "as few texts need" if follows else taken.epochs,
-    }
+    found: dict[str, Any] = {"learning_rate": taken.learning_rate}
+    for name in ("epochs", "warmup"):
+        by_itself = getattr(resolved(config.training.model_copy(update={name: None})), name)
+        follows = known.objective in COMPARING and getattr(taken, name) == by_itself
+        found[name] = "as few texts need" if follows else getattr(taken, name)
+    return found
 
 
 def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str, Any]:
