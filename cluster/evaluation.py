@@ -159,7 +159,7 @@ class _Evaluation:
         yield from self.score()
         preparation = self.preparation
         if self.own and "train" in preparation.dataset.splits:
-            yield from baseline_stage(preparation)
+            yield from baseline_stage(preparation, self.lease)
         models_of = None if self.own else self.source
         yield from report_stage(preparation.config, preparation.run, models_of)
 
@@ -199,24 +199,35 @@ class _Evaluation:
     def _ensemble(self, own: Dataset) -> Iterator[Event]:
         """Score the texts with the second system of an ensemble, where the run has one."""
         from gencls_core.report.fitting import ensemble_taken
-        from gencls_core.systems.commit import Target, commit_system, missing_targets, targets_of
+        from gencls_core.systems.commit import (
+            Target,
+            commit_system,
+            held_out_texts,
+            missing_targets,
+            targets_of,
+        )
         from gencls_core.systems.registry import light_system
 
         preparation, source = self.preparation, self.source
-        wanted = preparation.config.posterior.ensemble
-        beside = companion_of(wanted, baseline=preparation.config.baseline)
-        if beside is None or not {"train", "validation"} <= set(own.splits):
+        run, config = preparation.run, preparation.config
+        wanted = config.posterior.ensemble
+        beside = companion_of(wanted, baseline=config.baseline, held_out=held_out_texts(own))
+        if beside is None or "train" not in own.splits:
             return
-        if ensemble_taken(source, wanted) is False:
+        by_loss = config.scoring.likelihood == "loss"
+        if ensemble_taken(source, wanted, run=run, by_loss=by_loss) is False:
             return
         began = time.perf_counter()
         asked = RunConfig.model_validate(source.manifest()["config"])
         system = light_system(beside, asked.data.seed_of_sample, asked.systems)
-        targets = [Target(preparation.dataset, "test", preparation.run.scores)]
+        targets = [Target(preparation.dataset, "test", run.scores)]
         _, held_out = targets_of(source, own, held_out=True)
         if missing_targets(system, own, [held_out]):
             # The run did without; what it rests on is not touched.
-            targets.append(replace(held_out, store=preparation.run.validation_scores))
+            targets.append(replace(held_out, store=run.validation_scores))
+        else:
+            run.validation_scores.retire(beside, ())
+        self.lease.check()
         if commit_system(system, own, targets):
             yield StageFinished(
                 "baseline", f"{system_title(beside)} scored", time.perf_counter() - began

@@ -66,7 +66,7 @@ def other_texts(
         parts.append(config.recipe.system)
     run = source.evaluation(digest_of(parts))
     own = source.dataset()
-    config = config.model_copy(update={"data": data})
+    asked, config = config, config.model_copy(update={"data": data})
     with incoming_folder(run) as incoming:
         dataset = ingest(
             data, incoming, splits=("test",), labelled=labelled, reuse=run.dataset_path
@@ -74,7 +74,7 @@ def other_texts(
         tested = own.splits.get("test")
         same = tested and tested.fingerprint == dataset.split("test").fingerprint
         if labelled and same and not apart:
-            return OtherTexts(source, source, own, config, ())
+            return OtherTexts(source, source, own, asked, ())
         if dataset.path != run.dataset_path:
             with owned(run, "preparing texts"):
                 run.adopt_dataset(incoming)

@@ -39,6 +39,7 @@ from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory, system_of
+from gencls_core.systems.names import BASELINE
 
 __all__ = ["prepare", "run_all", "train_models"]
 
@@ -247,4 +248,6 @@ def _stages(
         return
     yield from score_stage(preparation, place, lease)
     lease.check()
-    yield from baseline_stage(preparation)
+    if not preparation.config.baseline:
+        preparation.run.scores.retire(BASELINE, ())
+    yield from baseline_stage(preparation, lease)

@@ -147,22 +147,24 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
     )
 
 
-def baseline_stage(preparation: Preparation) -> Iterator[Event]:
+def baseline_stage(preparation: Preparation, lease: Lease) -> Iterator[Event]:
     """Score baseline and second system of an ensemble where that is not committed.
 
     The second system scores the held-out texts, too, by which it is weighted.
     """
-    from gencls_core.systems.commit import commit_system, targets_of
+    from gencls_core.systems.commit import commit_system, held_out_texts, targets_of
     from gencls_core.systems.names import system_title
     from gencls_core.systems.registry import light_system
 
     config, dataset, run = preparation.config, preparation.dataset, preparation.run
-    beside = companion_of(config.posterior.ensemble, baseline=config.baseline)
-    wanted = {BASELINE: config.baseline} | ({} if beside is None else {beside: True})
-    for name, is_wanted in wanted.items():
-        if not is_wanted:
-            run.scores.retire(name, ())
-            continue
+    beside = companion_of(
+        config.posterior.ensemble, baseline=config.baseline, held_out=held_out_texts(dataset)
+    )
+    wanted = [BASELINE] if config.baseline else []
+    if beside is not None and beside not in wanted:
+        wanted.append(beside)
+    for name in wanted:
+        lease.check()
         began = time.perf_counter()
         system = light_system(name, config.data.seed_of_sample, config.systems)
         targets = targets_of(run, dataset, held_out=name == beside)

@@ -39,7 +39,7 @@ class TrainingConfig(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Part of all steps spent warming up; default: 0.1, and for a model that learns "
-        "to tell classes apart as many as make 7 steps, a third at most.",
+        "to tell classes apart as many as make 7 steps of --batch-size texts, a third at most.",
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(

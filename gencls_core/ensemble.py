@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow.compute as pc
 
+from gencls_core.errors import StoreError, counted
 from gencls_core.posterior import cross_fitted
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
 from gencls_core.selection import MIN_HELD_OUT
@@ -32,15 +33,18 @@ from gencls_core.systems.names import BASELINE
 __all__ = ["EnsembleTrial", "companion_of", "judge_ensemble", "with_beside"]
 
 
-def companion_of(wanted: str | None, *, baseline: bool) -> str | None:
+def companion_of(wanted: str | None, *, baseline: bool, held_out: int) -> str | None:
     """Give the system that is to stand beside the likelihoods; None for no ensemble.
 
     Args:
         wanted: the setting `ensemble`.
         baseline: the setting; `auto` tries the baseline, and does without where it is off.
+        held_out: texts by which it could be weighted; `auto` does without where they are few.
     """
+    if not held_out:
+        return None
     if wanted == "auto":
-        return BASELINE if baseline else None
+        return BASELINE if baseline and held_out >= MIN_HELD_OUT else None
     return None if wanted in (None, "none") else wanted
 
 
@@ -59,18 +63,22 @@ def with_beside(
         start: row of `other` where the texts of `matrix` begin, if the order is the same.
 
     Raises:
-        KeyError: when `other` lacks a text.
+        StoreError: when `other` lacks a text.
     """
     rows: slice | np.ndarray = slice(start, start + len(matrix))
     if not other.example_ids[rows].equals(matrix.example_ids):
         found = pc.index_in(matrix.example_ids, value_set=other.example_ids)
         if found.null_count:
-            raise KeyError(f"{found.null_count:,} texts")
+            raise StoreError(f"it did not score {counted(found.null_count, 'text')}")
         rows = found.to_numpy()
     counts_C = np.array([train_counts.get(name, 0) for name in matrix.classes], dtype=np.float64)
     columns = [other.classes.index(name) for name in matrix.classes]
     beside_NC = other.scores[rows][:, columns] - np.log(counts_C / counts_C.sum())
     return replace(matrix, beside=beside_NC)
+
+
+_NOTHING = 1e-4
+"""Nats per text. Two fits of the same weight, 0, end some 1e-9 apart."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,8 @@ class EnsembleTrial:
 
     @property
     def helps(self) -> bool:
-        """Whether held-out texts are better predicted with it."""
-        return self.nll_together < self.nll_alone
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are texts enough to go by."""
-        return self.held_out >= MIN_HELD_OUT
+        """Whether held-out texts are better predicted with it, by more than fits are exact."""
+        return self.nll_alone - self.nll_together > _NOTHING
 
 
 def judge_ensemble(matrix: LikelihoodMatrix) -> EnsembleTrial:

@@ -14,18 +14,21 @@ from cluster_fixtures import gencls, succeed
 from model_fixtures import make_model_folder
 from report_fixtures import CLASSES, make_run, write_scores
 from run_fixtures import CLASSES as CLASSES_OF_RUN
-from run_fixtures import make_config, make_data, sentences, write_jsonl
+from run_fixtures import make_data, sentences, write_jsonl
 from scipy.special import log_softmax
 
 from gencls_core.calibration import fit_calibration
+from gencls_core.comparison.results import read_results
 from gencls_core.ensemble import companion_of, judge_ensemble, with_beside
-from gencls_core.posterior import label_prior, log_posterior, posterior_of
+from gencls_core.errors import StoreError
+from gencls_core.posterior import posterior_of
 from gencls_core.report.build import build_report
 from gencls_core.report.fitting import ensemble_taken
 from gencls_core.report.inference import infer, infer_by_range
 from gencls_core.report.schema import Report
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import LikelihoodMatrix, read_likelihoods
+from gencls_core.scores import ShardKey
 
 UNIFORM = {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
 
@@ -99,12 +102,13 @@ def test_a_dozen_texts_say_little_of_a_weight():
 
 
 def test_without_another_system_nothing_changes():
-    matrix = replace(planted(60, scale=0.2, weight=0.7, seed=3), beside=None)
-    found = fit_calibration(matrix, UNIFORM)
-    assert found.weight == 0
-    codes = matrix.label_codes
-    alone = log_posterior(matrix.scores, UNIFORM, found)
-    assert -alone[np.arange(60), codes].mean() < math.log(3)
+    """Beside what says nothing the fit is that of the likelihoods alone."""
+    matrix = planted(60, scale=0.2, weight=0.7, seed=3)
+    alone = fit_calibration(replace(matrix, beside=None), UNIFORM)
+    beside = fit_calibration(replace(matrix, beside=np.zeros((60, 3))), UNIFORM)
+    assert (alone.weight, beside.weight) == (0, 0)
+    assert beside.scale == pytest.approx(alone.scale, rel=1e-4)
+    assert beside.biases == pytest.approx(alone.biases, abs=1e-4)
 
 
 def test_rows_are_matched_by_id_and_the_prior_it_learned_is_taken_out():
@@ -118,7 +122,7 @@ def test_rows_are_matched_by_id_and_the_prior_it_learned_is_taken_out():
     np.testing.assert_allclose(with_beside(matrix, turned, counts).beside, expected)
     part = matrix.take(np.array([2, 3]))
     np.testing.assert_allclose(with_beside(part, other, counts, start=2).beside, expected[2:])
-    with pytest.raises(KeyError, match="1 texts"):
+    with pytest.raises(StoreError, match="did not score 1 text"):
         with_beside(matrix, other.take(np.array([0, 1, 3])), counts)
 
 
@@ -140,26 +144,35 @@ def test_a_second_system_that_knows_more_helps_and_noise_does_not():
     matrix = planted(400, scale=0.2, weight=0.7, seed=4)
     trial = judge_ensemble(matrix)
     assert trial.helps
-    assert trial.enough
     assert trial.nll_alone - trial.nll_together > 2 * trial.standard_error > 0
     noise = np.random.default_rng(5).normal(0, 1.5, (400, 3))
     trial = judge_ensemble(replace(planted(400, scale=0.2, weight=0.0, seed=6), beside=noise))
     assert abs(trial.nll_together - trial.nll_alone) < 0.02
-    assert not judge_ensemble(planted(30, scale=0.2, weight=0.7, seed=7)).enough
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_system_that_is_wrong_never_helps(seed):
+    """Both fits end at the same place; what rounding leaves between them decides nothing."""
+    matrix = planted(80, scale=0.2, weight=0.7, seed=seed)
+    trial = judge_ensemble(replace(matrix, beside=-matrix.beside))
+    assert trial.nll_together == pytest.approx(trial.nll_alone, abs=1e-4)
+    assert not trial.helps
 
 
 @pytest.mark.parametrize(
-    ("wanted", "baseline", "system"),
+    ("wanted", "baseline", "held_out", "system"),
     [
-        (None, True, None),
-        ("none", True, None),
-        ("auto", True, "tfidf"),
-        ("auto", False, None),
-        ("nbsvm", False, "nbsvm"),
+        (None, True, 99, None),
+        ("none", True, 99, None),
+        ("auto", True, 99, "tfidf"),
+        ("auto", True, 49, None),
+        ("auto", False, 99, None),
+        ("nbsvm", False, 2, "nbsvm"),
+        ("nbsvm", True, 0, None),
     ],
 )
-def test_which_system_is_meant(wanted, baseline, system):
-    assert companion_of(wanted, baseline=baseline) == system
+def test_which_system_is_meant(wanted, baseline, held_out, system):
+    assert companion_of(wanted, baseline=baseline, held_out=held_out) == system
 
 
 def made_run(folder: Path, ensemble: str | None, validation_rows: int = 90) -> RunDirectory:
@@ -196,7 +209,7 @@ def test_report_with_an_ensemble(tmp_path):
     for page in ("report.md", "report.html"):
         text = " ".join((run.report_path / page).read_text().split())
         assert "with TF-IDF with logistic regression beside them" in text
-        assert "stands beside them with a weight of" in text
+        assert "stands beside the likelihoods with a weight of" in text
         assert "By the likelihoods alone" in text
     rows = pq.read_table(run.predictions_path)
     assert rows.column("answer").equals(rows.column("calibrated_predicted"))
@@ -248,15 +261,46 @@ def test_a_second_system_without_scores_is_left_out_and_said(tmp_path, lost, sai
 
 def test_too_few_held_out_texts_take_none_unless_it_is_asked_for(tmp_path):
     run = made_run(tmp_path / "run", "auto", validation_rows=40)
-    found = build_report(run).calibration.ensemble
-    assert (found.taken, found.weight) == (False, 0)
-    assert found.reason == "40 held-out texts are too few to tell"
+    report = build_report(run)
+    assert report.calibration.ensemble is None
+    assert report.answer == "uncalibrated"
     assert ensemble_taken(run) is False
-    text = " ".join((run.report_path / "report.md").read_text().split())
-    assert "was tried beside the likelihoods and left out: 40 held-out texts" in text
     assert build_report(run, ensemble="tfidf").calibration.ensemble.taken
     assert ensemble_taken(run, "tfidf") is True
     assert ensemble_taken(run, "nbsvm") is None
+
+
+def test_a_second_system_that_is_wrong_is_left_out_and_said(tmp_path):
+    run = made_run(tmp_path / "run", "auto")
+    held_out = run.validation_scores
+    good = [pq.read_table(held_out.shard_path(r.key)) for r in held_out.records("tfidf")]
+    held_out.retire("tfidf", ())
+    for name, table in zip(CLASSES, good, strict=True):
+        wrong = table.set_column(
+            table.column_names.index("score"),
+            table.schema.field("score"),
+            pa.array(-4.0 - table.column("score").to_numpy()),
+        )
+        held_out.commit(ShardKey("tfidf", name, 0, 1), wrong, start=0, digest="e" * 64)
+    found = build_report(run).calibration.ensemble
+    assert (found.taken, found.weight) == (False, 0)
+    assert found.reason == "held-out texts are no better predicted with it"
+    text = " ".join((run.report_path / "report.md").read_text().split())
+    assert "was tried beside the likelihoods and left out: held-out texts are no better" in text
+
+
+def test_without_calibration_an_ensemble_that_was_asked_for_is_missed(tmp_path):
+    run = make_run(tmp_path / "run", validation_rows=0)
+    notes = build_report(run, ensemble="tfidf").notes
+    assert "There is no ensemble without calibration." in notes
+    assert not [note for note in build_report(run, ensemble="auto").notes if "ensemble" in note]
+
+
+def test_systems_are_compared_as_they_are_alone(tmp_path):
+    run = made_run(tmp_path / "run", "tfidf")
+    conditions = read_results([run]).conditions
+    (ours,) = [found.runs[0] for found in conditions if found.system == "class-lm"]
+    np.testing.assert_array_equal(ours.log_posterior, infer(run, ensemble="none").calibrated)
 
 
 @pytest.fixture(scope="module")
@@ -332,10 +376,27 @@ def test_labelled_texts_are_evaluated_with_the_ensemble(finished, data, tmp_path
 
 
 @pytest.mark.ray
+def test_evaluating_its_own_texts_leaves_what_others_scored(finished, data, tmp_path):
+    """A comparison may have added TF-IDF to a run that does without a baseline."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    run = RunDirectory(folder)
+    manifest = run.manifest()
+    manifest["config"]["baseline"] = False
+    run.write_manifest(manifest)
+    before = [record.digest for record in run.scores.records("tfidf")]
+    succeed("evaluate", "--model-dir", str(folder), "--data-dir", str(data / "data"),
+            "--num-cpus", "2")  # fmt: skip
+    assert before == [record.digest for record in run.scores.records("tfidf")] != []
+    assert (
+        report_of(run).calibration.ensemble
+        == report_of(RunDirectory(finished[0])).calibration.ensemble
+    )
+
+
+@pytest.mark.ray
 def test_a_name_that_is_none(data, tmp_path):
     code, said = gencls("run", "--data-dir", str(data / "data"), "--ensemble", "tf-idf",
                         "--output-dir", str(tmp_path / "run"))  # fmt: skip
     assert code != 0
     assert "'tf-idf' is not one of 'none', 'auto', 'tfidf', 'nbsvm'" in " ".join(said.split())
-    assert make_config(tmp_path / "x").posterior.ensemble is None
-    assert label_prior(matrix_of(np.zeros((2, 2)), [0, 1])) == {"a": 0.5, "b": 0.5}

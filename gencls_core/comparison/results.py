@@ -110,7 +110,8 @@ def read_results(
         require_same_texts([runs[0], run])
         for system in wanted:
             try:
-                inference = infer(run, system=system)
+                # Systems are compared as they are alone, also where a run's report has another.
+                inference = infer(run, system=system, ensemble="none")
             except StoreError:
                 if chosen is not None or system == run.system:
                     raise

@@ -22,9 +22,10 @@ __all__ = ["settings_of"]
 
 _NOT_A_SETTING = {
     "split_seed", "sample_seed", "seed", "max_samples", "shard_size", "tokens_per_batch",
-    "per_token", "gradient_checkpointing", "data_dir", "data",
+    "per_token", "gradient_checkpointing", "data_dir", "data", "ensemble",
 }  # fmt: skip
-"""Seeds and sizes make repetitions and points of a curve; the others change no result."""
+"""Seeds and sizes make repetitions and points of a curve; the others change no
+result, or none that is compared."""
 
 
 def settings_of(

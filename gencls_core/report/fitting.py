@@ -10,7 +10,7 @@ from typing import Any
 
 from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
 from gencls_core.ensemble import EnsembleTrial, companion_of, judge_ensemble, with_beside
-from gencls_core.errors import StoreError, counted
+from gencls_core.errors import DataError, StoreError
 from gencls_core.posterior import label_prior
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import LikelihoodMatrix, read_likelihoods
@@ -124,30 +124,27 @@ class Fitter:
         other = self._held_out(system)
         if other is None:
             raise StoreError(f"{system} has not scored the held-out texts")
-        try:
-            texts = with_beside(alone.texts, other, self._train_counts())
-        except KeyError as error:
-            raise StoreError(f"{system} has not scored {error.args[0]} held out") from None
+        texts = with_beside(alone.texts, other, self._train_counts())
         trial = judge_ensemble(texts)
-        taken = setting.always or (trial.enough and trial.helps)
-        if setting.always:
-            reason = "it was asked for"
-        elif not trial.enough:
-            reason = f"{counted(trial.held_out, 'held-out text')} are too few to tell"
-        else:
-            reason = f"held-out texts are {'better' if taken else 'no better'} predicted with it"
-        ensemble = EnsembleFit(system, trial, taken, reason)
-        if not taken:
-            return replace(alone, ensemble=ensemble)
         calibration = fit_calibration(texts, alone.text_prior)
         assert calibration is not None, "it could be fitted without the second system"
+        helps = trial.helps and calibration.weight > 0
+        reason = f"held-out texts are {'better' if helps else 'no better'} predicted with it"
+        if setting.always:
+            reason = "it was asked for"
+        ensemble = EnsembleFit(system, trial, setting.always or helps, reason)
+        if not ensemble.taken:
+            return replace(alone, ensemble=ensemble)
         return replace(alone, calibration=calibration, texts=texts, ensemble=ensemble)
 
 
-def _ensemble_setting(manifest: dict[str, Any], ensemble: str | None) -> _EnsembleSetting | None:
+def _ensemble_setting(
+    manifest: dict[str, Any], ensemble: str | None, held_out: int
+) -> _EnsembleSetting | None:
     config = manifest["config"]
     wanted = ensemble or config["posterior"].get("ensemble")
-    system = companion_of(wanted, baseline=config.get("baseline", True))
+    baseline = config.get("baseline", True)
+    system = companion_of(wanted, baseline=baseline, held_out=held_out)
     return None if system is None else _EnsembleSetting(system, always=wanted != "auto")
 
 
@@ -169,8 +166,12 @@ def with_ensemble(
         manifest: of the run.
         ensemble: the setting; default: the manifest's.
     """
-    setting = _ensemble_setting(manifest, ensemble)
-    if alone is None or setting is None:
+    if alone is None:
+        wanted = ensemble or manifest["config"]["posterior"].get("ensemble")
+        by_name = wanted not in (None, "none", "auto")
+        return None, None, ("There is no ensemble without calibration.",) if by_name else ()
+    setting = _ensemble_setting(manifest, ensemble, len(alone.texts))
+    if setting is None:
         return alone, None, ()
     try:
         fit = fitter.together(alone, setting)
@@ -178,31 +179,40 @@ def with_ensemble(
         if not fit.ensemble.taken:
             return fit, None, ()
         return fit, fitter.companion(setting.system, alone.system), ()
-    except StoreError as error:
+    except (DataError, StoreError) as error:
         # A help, not the result: the figures stand without it.
         return alone, None, (f"There is no ensemble: {str(error).splitlines()[0]}.",)
 
 
-def ensemble_taken(run: RunDirectory, ensemble: str | None = None) -> bool | None:
+def ensemble_taken(
+    origin: RunDirectory,
+    ensemble: str | None = None,
+    *,
+    run: RunDirectory | None = None,
+    by_loss: bool = False,
+) -> bool | None:
     """Say whether a second system stands beside the likelihoods of a run, by its held-out texts.
 
     Args:
-        run: a run whose held-out texts were scored.
+        origin: a run whose held-out texts were scored.
         ensemble: the setting; default: the run's own.
+        run: the evaluation in question, whose own scores of held-out texts come first.
+        by_loss: whether labels are decided by the original experiment's scores.
 
     Returns:
         None where the held-out texts do not say: the second system has not scored them.
     """
-    manifest = run.manifest()
-    setting = _ensemble_setting(manifest, ensemble)
-    by_loss = manifest["config"]["scoring"]["likelihood"] == "loss"
-    fitter = Fitter(run, run, tuple(manifest["classes"]), by_loss)
+    manifest = origin.manifest()
+    fitter = Fitter(run or origin, origin, tuple(manifest["classes"]), by_loss)
     alone, _ = fitter.fit(system_of(manifest))
-    if setting is None or alone is None:
+    if alone is None:
+        return False
+    setting = _ensemble_setting(manifest, ensemble, len(alone.texts))
+    if setting is None:
         return False
     try:
         found = fitter.together(alone, setting).ensemble
-    except StoreError:
+    except (DataError, StoreError):
         return None
     return found is not None and found.taken
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gencls_core.calibration import Calibration
 from gencls_core.datasets.dataset import Dataset
+from gencls_core.errors import StoreError
 from gencls_core.posterior import posterior_of, resolve_prior
 from gencls_core.report.fitting import (
     CalibrationFit,
@@ -192,7 +193,10 @@ def _rule(
 
 
 def _was_chosen(origin: RunDirectory) -> bool:
-    made = origin.manifest().get("selection") or {}
+    try:
+        made = origin.manifest().get("selection") or {}
+    except StoreError:  # an evaluation that was moved away from its run
+        return False
     return any(trial.get("nll") is not None for trial in made.get("trials", []))
 
 

@@ -44,7 +44,7 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 """`label` may be null; `answer` is `predicted`, or `calibrated_predicted` where the run stands by
-that (its recipe was chosen, or an ensemble taken, by calibrated held-out texts); `probability` is
+that (its recipe was judged, or an ensemble taken, by calibrated held-out texts); `probability` is
 that of the predicted class; `margin` the log-odds in nats between the best class and the second;
 the calibrated columns are null without calibration."""
 

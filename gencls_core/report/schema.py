@@ -220,7 +220,7 @@ class Report(ReportPart):
     )
     answer: Literal["uncalibrated", "calibrated"] = Field(
         "uncalibrated",
-        description="The figures that the run stands by: `calibrated` where its recipe was chosen "
+        description="The figures that the run stands by: `calibrated` where its recipe was judged "
         "by calibrated held-out texts or a second system stands beside the likelihoods.",
     )
     classes: list[str] = Field(description="The classes; the order of every matrix.")

@@ -121,12 +121,13 @@ def ensemble(report: Report) -> str | None:
     by = (
         f"{found.reason} (NLL {found.nll_alone:.3f} without it, {found.nll_together:.3f} with it, "
         f"a difference of {difference} ± {found.standard_error:.3f} nats on "
-        f"{count(found.num_texts)} of them, each calibrated without itself)"
+        f"{count(found.num_texts)} held-out texts, each calibrated without itself)"
     )
     title = system_title(found.system)
     if not found.taken:
         return f"{_capitalised(title)} was tried beside the likelihoods and left out: {by}."
-    return f"{_capitalised(title)} stands beside them with a weight of {found.weight:.3g}: {by}."
+    weighted = f"with a weight of {found.weight:.3g}"
+    return f"{_capitalised(title)} stands beside the likelihoods {weighted}: {by}."
 
 
 def headline(report: Report) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the systems share that see a text as a bag of words: reading, folds, refusals, rows.
+"""What the systems share that see a text as a bag of words: reading, folds, refusals.
 
 Each learns from the labelled train texts alone and then scores a split batch by batch, so that
 only the train split's word counts are in memory, never a split's texts.
@@ -14,13 +14,10 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from gencls_core.datasets.dataset import Dataset, SplitInfo, SplitName
+from gencls_core.datasets.dataset import Dataset, SplitInfo
 from gencls_core.errors import DataError
 from gencls_core.score_matrix import FloatArray, IntArray
-from gencls_core.scores import SCORE_SCHEMA, Quantity
-from gencls_core.systems import Scorer
 
 __all__ = [
     "WORD",
@@ -31,7 +28,6 @@ __all__ = [
     "labelled_texts",
     "log_posteriors",
     "refuse_absent_classes",
-    "rows_by_class",
     "train_targets",
     "words_between_spaces",
 ]
@@ -154,39 +150,3 @@ def log_posteriors(classifier: Any, features: Any) -> FloatArray:
 def words_between_spaces(texts: Sequence[str]) -> list[int]:
     """Count the words of each text that spaces part: a measure of length, known or unknown."""
     return [len(text.split()) for text in texts]
-
-
-def rows_by_class(
-    dataset: Dataset, split: SplitName, quantity: Quantity, scorer: Scorer
-) -> dict[str, pa.Table]:
-    """Score a split batch by batch; give one table in SCORE_SCHEMA per class, in its order."""
-    ids: list[str] = []
-    labels: list[str | None] = []
-    words: list[int] = []
-    truncated: list[bool] = []
-    blocks: list[FloatArray] = []
-    for batch in dataset.iter_batches(split, ["example_id", "text", "label"]):
-        ids.extend(batch.column("example_id").to_pylist())
-        labels.extend(batch.column("label").to_pylist())
-        found = scorer(batch.column("text").to_pylist())
-        blocks.append(found.scores)
-        words.extend(found.num_tokens)
-        truncated.extend(found.truncated or [False] * len(batch))
-    scores_NC = np.concatenate(blocks) if blocks else np.zeros((0, len(dataset.classes)))
-    count = len(ids)
-    shared: dict[str, Any] = {
-        "example_id": ids,
-        "label": labels,
-        "standard_error": [None] * count,
-        "quantity": [quantity] * count,
-        "num_tokens": words,
-        "truncated": truncated,
-        "num_windows": [1] * count,
-        "loss_score": [None] * count,
-        "token_ids": [None] * count,
-        "token_scores": [None] * count,
-    }
-    return {
-        name: pa.table({**shared, "score": scores_NC[:, column]}, schema=SCORE_SCHEMA)
-        for column, name in enumerate(dataset.classes)
-    }

@@ -5,18 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.measure import peak_memory_bytes
 from gencls_core.ownership import Fence
 from gencls_core.run import RunDirectory
-from gencls_core.scores import ScoreStore, ShardKey
-from gencls_core.systems import System
-from gencls_core.systems.bag_of_words import rows_by_class
+from gencls_core.score_matrix import FloatArray
+from gencls_core.scores import SCORE_SCHEMA, Quantity, ScoreStore, ShardKey
+from gencls_core.systems import Scorer, System
 
-__all__ = ["Target", "commit_system", "missing_targets", "score_rows", "targets_of"]
+__all__ = [
+    "Target",
+    "commit_system",
+    "held_out_texts",
+    "missing_targets",
+    "score_rows",
+    "targets_of",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,11 @@ def targets_of(
     if held_out and "validation" in dataset.splits:
         splits.append("validation")
     return tuple(Target(dataset, split, run.scores_of(split)) for split in splits)
+
+
+def held_out_texts(dataset: Dataset) -> int:
+    """Give the number of validation texts; 0 where the dataset has no such split."""
+    return dataset.splits["validation"].rows if "validation" in dataset.splits else 0
 
 
 def missing_targets(
@@ -64,7 +78,7 @@ def score_rows(
     Raises:
         DataError: when the dataset lacks what the system learns from.
     """
-    return rows_by_class(texts or dataset, split, system.quantity, system.fit(dataset))
+    return _rows_by_class(texts or dataset, split, system.quantity, system.fit(dataset))
 
 
 def commit_system(
@@ -85,16 +99,15 @@ def commit_system(
     missing = missing_targets(system, dataset, targets)
     if not missing:
         return False
-    for target in missing:
-        target.store.retire(system.name, ())
     began = time.perf_counter()
     scorer = system.fit(dataset)
     keys = _keys(system, dataset)
     training = (time.perf_counter() - began) / len(keys)
     for target in missing:
         began = time.perf_counter()
-        tables = rows_by_class(target.texts, target.split, system.quantity, scorer)
+        tables = _rows_by_class(target.texts, target.split, system.quantity, scorer)
         scoring = (time.perf_counter() - began) / len(keys)
+        target.store.retire(system.name, ())
         for key in keys:
             target.store.commit(
                 key,
@@ -111,3 +124,39 @@ def commit_system(
 
 def _keys(system: System, dataset: Dataset) -> list[ShardKey]:
     return [ShardKey(system.name, name, 0, 1) for name in dataset.classes]
+
+
+def _rows_by_class(
+    dataset: Dataset, split: SplitName, quantity: Quantity, scorer: Scorer
+) -> dict[str, pa.Table]:
+    """Score a split batch by batch; give one table in SCORE_SCHEMA per class, in its order."""
+    ids: list[str] = []
+    labels: list[str | None] = []
+    words: list[int] = []
+    truncated: list[bool] = []
+    blocks: list[FloatArray] = []
+    for batch in dataset.iter_batches(split, ["example_id", "text", "label"]):
+        ids.extend(batch.column("example_id").to_pylist())
+        labels.extend(batch.column("label").to_pylist())
+        found = scorer(batch.column("text").to_pylist())
+        blocks.append(found.scores)
+        words.extend(found.num_tokens)
+        truncated.extend(found.truncated or [False] * len(batch))
+    scores_NC = np.concatenate(blocks) if blocks else np.zeros((0, len(dataset.classes)))
+    count = len(ids)
+    shared: dict[str, Any] = {
+        "example_id": ids,
+        "label": labels,
+        "standard_error": [None] * count,
+        "quantity": [quantity] * count,
+        "num_tokens": words,
+        "truncated": truncated,
+        "num_windows": [1] * count,
+        "loss_score": [None] * count,
+        "token_ids": [None] * count,
+        "token_scores": [None] * count,
+    }
+    return {
+        name: pa.table({**shared, "score": scores_NC[:, column]}, schema=SCORE_SCHEMA)
+        for column, name in enumerate(dataset.classes)
+    }

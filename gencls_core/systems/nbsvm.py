@@ -56,7 +56,7 @@ __all__ = ["NBSVM", "Machines", "NbsvmSystem", "fit_machines", "fit_scale", "log
 NBSVM = "nbsvm"
 NBSVM_FORMAT = 1
 
-_LEARNER = Learner("NBSVM", f"leave {NBSVM} out of the systems")
+_LEARNER = Learner("NBSVM", f"leave {NBSVM} out of --systems and --ensemble")
 _RATIO_SMOOTHING = 1.0
 _STRENGTHS = (0.01, 0.1, 1.0)
 _DEFAULT_STRENGTH = 1.0

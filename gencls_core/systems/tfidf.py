@@ -32,7 +32,7 @@ __all__ = ["TFIDF", "TfidfSystem"]
 TFIDF = "tfidf"
 TFIDF_FORMAT = 1
 
-_LEARNER = Learner("TF-IDF", "leave the baseline out with --no-baseline")
+_LEARNER = Learner("TF-IDF", "leave it out: --no-baseline, --ensemble none")
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 _DEFAULT_STRENGTH = 10.0
 _RARE_FROM_TEXTS = 200
