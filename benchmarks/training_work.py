@@ -55,7 +55,10 @@ class Work:
         sequences = [TokenizedText.of(ids, policy) for ids in tokenize(tokenizer, texts)]
         trained = len(texts) - int(case.options["held_out"])
         config = TrainingConfig(
-            epochs=1, learning_rate=5e-5, batch_size=int(case.options["batch_size"])
+            epochs=1,
+            learning_rate=5e-5,
+            warmup=0.1,
+            batch_size=int(case.options["batch_size"]),
         )
         return cls(tokenizer, config, texts[:trained], sequences[:trained], sequences[trained:])
 
