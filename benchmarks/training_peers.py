@@ -199,7 +199,7 @@ def _trainer(case: Case, recipe: Recipe) -> Measurement:
             per_device_train_batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.schedule,
-            warmup_steps=round((config.warmup or 0.0) * len(work.batches())),
+            warmup_steps=round(config.warmup * len(work.batches())),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, Measurement, Stopwatch, read_texts
-from gencls_core.config import SequenceConfig, TrainingConfig
+from gencls_core.config import ResolvedTraining, SequenceConfig
 from gencls_core.tokenization import SequencePolicy, TokenizedText
 
 __all__ = ["PADDED_LENGTH", "SEQUENCE", "StepClock", "Work", "with_held_out_loss"]
@@ -32,7 +32,7 @@ class Work:
     """What every peer trains on, read from a case: `batch_size` and `held_out` are its options."""
 
     tokenizer: Any
-    config: TrainingConfig
+    config: ResolvedTraining
     texts: list[str]
     sequences: list[TokenizedText]
     """Of the texts, in their order."""
@@ -54,7 +54,7 @@ class Work:
         texts = read_texts(case)
         sequences = [TokenizedText.of(ids, policy) for ids in tokenize(tokenizer, texts)]
         trained = len(texts) - int(case.options["held_out"])
-        config = TrainingConfig(
+        config = ResolvedTraining(
             epochs=1,
             learning_rate=5e-5,
             warmup=0.1,

@@ -15,7 +15,7 @@ from cluster.preparation import Preparation, main_system, model_digest
 from cluster.resources import ModelSize, device_of, make_plan, precision_of
 from cluster.run_folder import owned
 from cluster.scorer import Scorer
-from cluster.stages import baseline_stage, report_stage
+from cluster.stages import baseline_stage, report_stage, score_here
 from cluster.turn import in_turn, is_missing
 from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
@@ -29,7 +29,6 @@ from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.scoring_job import model_names
-from gencls_core.systems.names import system_title
 
 __all__ = ["classify_texts", "evaluate_models"]
 
@@ -199,25 +198,18 @@ class _Evaluation:
     def _ensemble(self, own: Dataset) -> Iterator[Event]:
         """Score the texts with the second system of an ensemble, where the run has one."""
         from gencls_core.report.fitting import ensemble_taken
-        from gencls_core.systems.commit import (
-            Target,
-            commit_system,
-            held_out_texts,
-            missing_targets,
-            targets_of,
-        )
+        from gencls_core.systems.commit import Target, missing_targets, targets_of
         from gencls_core.systems.registry import light_system
 
         preparation, source = self.preparation, self.source
         run, config = preparation.run, preparation.config
         wanted = config.posterior.ensemble
-        beside = companion_of(wanted, baseline=config.baseline, held_out=held_out_texts(own))
+        beside = companion_of(wanted, baseline=config.baseline, held_out=own.held_out)
         if beside is None or "train" not in own.splits:
             return
         by_loss = config.scoring.likelihood == "loss"
         if ensemble_taken(source, wanted, run=run, by_loss=by_loss) is False:
             return
-        began = time.perf_counter()
         asked = RunConfig.model_validate(source.manifest()["config"])
         system = light_system(beside, asked.data.seed_of_sample, asked.systems)
         targets = [Target(preparation.dataset, "test", run.scores)]
@@ -227,11 +219,7 @@ class _Evaluation:
             targets.append(replace(held_out, store=run.validation_scores))
         else:
             run.validation_scores.retire(beside, ())
-        self.lease.check()
-        if commit_system(system, own, targets):
-            yield StageFinished(
-                "baseline", f"{system_title(beside)} scored", time.perf_counter() - began
-            )
+        yield from score_here(system, own, targets, self.lease)
 
     def _calibrate(self, scorer: Scorer, texts: Dataset) -> Iterator[Event]:
         """Score the validation texts: with the models, unless the settings differ from theirs.

@@ -44,17 +44,13 @@ def first_candidate(config: RunConfig) -> RunConfig:
 
 def why_not_chosen_by(dataset: Dataset) -> str | None:
     """Say why no recipe can be chosen by the held-out texts of a dataset; None where one can."""
-    held_out = _held_out(dataset)
+    held_out = dataset.held_out
     if held_out >= MIN_HELD_OUT:
         return None
     return (
         f"{counted(held_out, 'held-out text')} cannot tell recipes apart: {MIN_HELD_OUT} are "
         "needed (a larger --validation-fraction holds out more)"
     )
-
-
-def _held_out(dataset: Dataset) -> int:
-    return dataset.splits["validation"].rows if "validation" in dataset.splits else 0
 
 
 def prepare_open(
@@ -111,7 +107,7 @@ def choose_recipe(
     yield StageStarted(
         "choose",
         f"trying up to {len(candidates)} recipes for {config.recipe.budget} in all, by "
-        f"{_held_out(first.dataset):,} held-out texts",
+        f"{first.dataset.held_out:,} held-out texts",
     )
     trials: dict[str, Trial] = {}
     outcomes: dict[str, Outcome] = {}
@@ -255,7 +251,7 @@ def _report(
     return SelectionReport(
         key=_key(config, first),
         budget_seconds=config.recipe.budget_seconds,
-        held_out_texts=_held_out(first.dataset),
+        held_out_texts=first.dataset.held_out,
         chosen=chosen,
         rate_chosen=rates[chosen] is not None,
         reason=_reason(tried, left_out, verdict),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cluster.connection import Workplace
 from cluster.placement import memory_share
@@ -19,12 +20,17 @@ from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import children, remove_tree
-from gencls_core.systems.names import BASELINE
+from gencls_core.systems.names import BASELINE, system_title
+
+if TYPE_CHECKING:
+    from gencls_core.systems import System
+    from gencls_core.systems.commit import Target
 
 __all__ = [
     "base_stage",
     "baseline_stage",
     "report_stage",
+    "score_here",
     "train_stage",
 ]
 
@@ -152,26 +158,34 @@ def baseline_stage(preparation: Preparation, lease: Lease) -> Iterator[Event]:
 
     The second system scores the held-out texts, too, by which it is weighted.
     """
-    from gencls_core.systems.commit import commit_system, held_out_texts, targets_of
-    from gencls_core.systems.names import system_title
+    from gencls_core.systems.commit import targets_of
     from gencls_core.systems.registry import light_system
 
     config, dataset, run = preparation.config, preparation.dataset, preparation.run
     beside = companion_of(
-        config.posterior.ensemble, baseline=config.baseline, held_out=held_out_texts(dataset)
+        config.posterior.ensemble, baseline=config.baseline, held_out=dataset.held_out
     )
     wanted = [BASELINE] if config.baseline else []
     if beside is not None and beside not in wanted:
         wanted.append(beside)
     for name in wanted:
-        lease.check()
-        began = time.perf_counter()
         system = light_system(name, config.data.seed_of_sample, config.systems)
         targets = targets_of(run, dataset, held_out=name == beside)
-        if commit_system(system, dataset, targets):
-            yield StageFinished(
-                "baseline", f"{system_title(name)} scored", time.perf_counter() - began
-            )
+        yield from score_here(system, dataset, targets, lease)
+
+
+def score_here(
+    system: System, dataset: Dataset, targets: Sequence[Target], lease: Lease
+) -> Iterator[Event]:
+    """Let a light system learn from a dataset and score what is not committed, in this process."""
+    from gencls_core.systems.commit import commit_system
+
+    lease.check()
+    began = time.perf_counter()
+    if commit_system(system, dataset, targets):
+        yield StageFinished(
+            "baseline", f"{system_title(system.name)} scored", time.perf_counter() - began
+        )
 
 
 def report_stage(

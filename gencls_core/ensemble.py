@@ -17,7 +17,6 @@ Shapes: N examples, C classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -27,7 +26,7 @@ import pyarrow.compute as pc
 from gencls_core.errors import StoreError, counted
 from gencls_core.posterior import cross_fitted
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
-from gencls_core.selection import MIN_HELD_OUT
+from gencls_core.selection import MIN_HELD_OUT, judge
 from gencls_core.systems.names import BASELINE
 
 __all__ = ["EnsembleTrial", "companion_of", "judge_ensemble", "with_beside"]
@@ -110,13 +109,10 @@ def judge_ensemble(matrix: LikelihoodMatrix) -> EnsembleTrial:
     alone_N, together_N = (
         _nll(cross_fitted(found), codes_N) for found in (replace(matrix, beside=None), matrix)
     )
-    difference_N = together_N - alone_N
-    return EnsembleTrial(
-        held_out=len(codes_N),
-        nll_alone=float(alone_N.mean()),
-        nll_together=float(together_N.mean()),
-        standard_error=float(difference_N.std(ddof=1)) / math.sqrt(len(codes_N)),
-    )
+    verdict = judge([alone_N, together_N])
+    nll_alone, nll_together = verdict.means
+    # The better one's error is that of no difference, 0.
+    return EnsembleTrial(len(codes_N), nll_alone, nll_together, max(verdict.errors))
 
 
 def _nll(log_posterior_NC: FloatArray, codes_N: np.ndarray) -> FloatArray:

@@ -129,6 +129,11 @@ class Dataset:
         rows = {name: info.fingerprint for name, info in self.splits.items()}
         return digest_of({"classes": self.classes, "splits": rows})
 
+    @property
+    def held_out(self) -> int:
+        """Number of validation texts; 0 where there is no such split."""
+        return self.splits["validation"].rows if "validation" in self.splits else 0
+
     def split(self, name: SplitName) -> SplitInfo:
         """Give a split's counts.
 

@@ -138,12 +138,17 @@ class Fitter:
         return replace(alone, calibration=calibration, texts=texts, ensemble=ensemble)
 
 
+def _wanted(manifest: dict[str, Any], ensemble: str | None) -> str | None:
+    """Give the setting `ensemble`; a run of before there was one says nothing of it."""
+    setting: str | None = ensemble or manifest["config"]["posterior"].get("ensemble")
+    return setting
+
+
 def _ensemble_setting(
     manifest: dict[str, Any], ensemble: str | None, held_out: int
 ) -> _EnsembleSetting | None:
-    config = manifest["config"]
-    wanted = ensemble or config["posterior"].get("ensemble")
-    baseline = config.get("baseline", True)
+    wanted = _wanted(manifest, ensemble)
+    baseline = manifest["config"].get("baseline", True)
     system = companion_of(wanted, baseline=baseline, held_out=held_out)
     return None if system is None else _EnsembleSetting(system, always=wanted != "auto")
 
@@ -167,8 +172,7 @@ def with_ensemble(
         ensemble: the setting; default: the manifest's.
     """
     if alone is None:
-        wanted = ensemble or manifest["config"]["posterior"].get("ensemble")
-        by_name = wanted not in (None, "none", "auto")
+        by_name = _wanted(manifest, ensemble) not in (None, "none", "auto")
         return None, None, ("There is no ensemble without calibration.",) if by_name else ()
     setting = _ensemble_setting(manifest, ensemble, len(alone.texts))
     if setting is None:

@@ -165,7 +165,8 @@ def _rule(
     models_of: RunDirectory | None,
 ) -> _Rule:
     manifest = run.manifest()
-    system = system or system_of(manifest)
+    main = system_of(manifest)
+    system = system or main
     classes = tuple(manifest["classes"])
     origin = models_of or origin_of(run, manifest)
     config = manifest["config"]
@@ -175,7 +176,7 @@ def _rule(
     fitter = Fitter(run, origin, classes, by_loss)
     fit, notes = fitter.fit(system)
     companion = None
-    if system == system_of(manifest):
+    if system == main:
         fit, companion, more = with_ensemble(fitter, fit, manifest, ensemble)
         notes = (*notes, *more)
     return _Rule(
@@ -188,7 +189,7 @@ def _rule(
         notes=notes,
         by_loss=by_loss,
         companion=companion,
-        chosen=system == system_of(manifest) and _was_chosen(origin),
+        chosen=system == main and _was_chosen(origin),
     )
 
 

@@ -21,7 +21,6 @@ from gencls_core.systems import Scorer, System
 __all__ = [
     "Target",
     "commit_system",
-    "held_out_texts",
     "missing_targets",
     "score_rows",
     "targets_of",
@@ -47,11 +46,6 @@ def targets_of(
     return tuple(Target(dataset, split, run.scores_of(split)) for split in splits)
 
 
-def held_out_texts(dataset: Dataset) -> int:
-    """Give the number of validation texts; 0 where the dataset has no such split."""
-    return dataset.splits["validation"].rows if "validation" in dataset.splits else 0
-
-
 def missing_targets(
     system: System, dataset: Dataset, targets: Sequence[Target]
 ) -> tuple[Target, ...]:
@@ -67,10 +61,8 @@ def _is_committed(system: System, dataset: Dataset, target: Target) -> bool:
     return len(current) == len(keys) and not store.torn(current)
 
 
-def score_rows(
-    system: System, dataset: Dataset, split: SplitName, texts: Dataset | None = None
-) -> dict[str, pa.Table]:
-    """Learn from the train split of a dataset and score a split, of it or of `texts`.
+def score_rows(system: System, dataset: Dataset, split: SplitName) -> dict[str, pa.Table]:
+    """Learn from the train split of a dataset and score a split of it.
 
     Returns:
         One table in SCORE_SCHEMA per class, all with the split's examples in their order.
@@ -78,7 +70,7 @@ def score_rows(
     Raises:
         DataError: when the dataset lacks what the system learns from.
     """
-    return _rows_by_class(texts or dataset, split, system.quantity, system.fit(dataset))
+    return _rows_by_class(dataset, split, system.quantity, system.fit(dataset))
 
 
 def commit_system(
@@ -104,6 +96,7 @@ def commit_system(
     keys = _keys(system, dataset)
     training = (time.perf_counter() - began) / len(keys)
     for target in missing:
+        digest = system.digest(dataset, target.texts.split(target.split))
         began = time.perf_counter()
         tables = _rows_by_class(target.texts, target.split, system.quantity, scorer)
         scoring = (time.perf_counter() - began) / len(keys)
@@ -113,7 +106,7 @@ def commit_system(
                 key,
                 tables[key.class_name],
                 start=0,
-                digest=system.digest(dataset, target.texts.split(target.split)),
+                digest=digest,
                 seconds=round(scoring, 6),
                 train_seconds=round(training, 6),
                 peak_memory_bytes=peak_memory_bytes(),
