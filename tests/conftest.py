@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import tempfile
 from contextlib import ExitStack
@@ -67,6 +68,15 @@ def shared_ray() -> SharedRay:
     return RAY
 
 
+_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the true standard error, which pytest catches during tests."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        config.stash[_STDERR] = os.dup(2)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before fixtures of any scope: a test that shares Ray has it, one that brings its own none."""
@@ -74,6 +84,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         RAY.start()
     elif item.get_closest_marker("ray"):
         RAY.stop()
+    # Ray put its own handler in the place of pytest's, which writes where pytest catches it: a
+    # crash would end everything without a word.
+    faulthandler.disable()
+    faulthandler.enable(item.config.stash[_STDERR])
 
 
 def pytest_sessionfinish() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from ray import cloudpickle
 
 from benchmarks.synthetic import (
     CLASSES,
@@ -36,16 +38,21 @@ from gencls_core.scoring_job import ScoringJob
 
 
 def killed(action: Callable[[], None]) -> None:
-    """Run `action` in a process of its own, which must end by SIGKILL."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-        finally:
-            os._exit(3)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    """Run `action` in a process of its own, which must end by SIGKILL.
+
+    It is forked from one that has loaded what trainings need and has no threads: this one has
+    those of torch and of every Ray that it started.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ray.cloudpickle", "gencls_core.training", "test_training"])
+    child = context.Process(target=_act, args=(cloudpickle.dumps(action),))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+def _act(pickled: bytes) -> None:
+    cloudpickle.loads(pickled)()
 
 
 def die(*_args: Any, **_options: Any) -> None:
