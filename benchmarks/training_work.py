@@ -58,6 +58,7 @@ class Work:
             epochs=1,
             learning_rate=5e-5,
             warmup=0.1,
+            average_weights=False,
             batch_size=int(case.options["batch_size"]),
         )
         return cls(tokenizer, config, texts[:trained], sequences[:trained], sequences[trained:])

@@ -78,6 +78,8 @@ class Workload:
     precision: str
     lora_rank: int | None
     gradient_checkpointing: bool
+    average_weights: bool = False
+    """Whether training holds the mean of weights, too."""
     trained_tokens: int | None = None
     """Training reads at most so many tokens of a text; None: as many as scoring."""
     prefix_bytes: int = 0
@@ -105,7 +107,7 @@ def training_bytes(size: ModelSize, work: Workload, tokens_per_pass: int) -> int
         # Two matrices of rank r on some seven linear maps a layer.
         trained = 2 * 7 * work.lora_rank * size.width * size.layers
         weights += 4 * trained
-    optimiser = 12 * trained
+    optimiser = (12 + 4 * work.average_weights) * trained
     per_value = 34 if half else 68
     layers = size.layers
     if work.gradient_checkpointing:

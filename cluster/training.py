@@ -107,6 +107,7 @@ def _trained(task: TrainingTask, model: ClassModel) -> ClassTrained:
         validation_perplexity=record.validation_perplexity,
         peak_memory_bytes=record.peak_memory_bytes,
         best_epoch=record.best_epoch,
+        averaged_epochs=record.averaged_epochs,
     )
 
 

@@ -44,7 +44,7 @@ def workload_of(
     train = dataset.splits.get("train")
     shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
     joint = system.objective == "joint"
-    epochs = training_of(config, dataset, system).epochs
+    training = training_of(config, dataset, system)
     under = len(dataset.classes) if names_classes(system) else models
     return Workload(
         models=models,
@@ -58,7 +58,8 @@ def workload_of(
         precision=precision,
         lora_rank=config.model.lora_rank,
         gradient_checkpointing=config.training.gradient_checkpointing,
-        texts_to_train=round(train.rows * epochs) if train and trainings else 0,
+        average_weights=training.average_weights,
+        texts_to_train=round(train.rows * training.epochs) if train and trainings else 0,
         trained_tokens=config.recipe.tuned_tokens if joint else None,
         prefix_bytes=max(len(prefix.encode()) for prefix in _read_before(config, dataset, system)),
         compared=config.recipe.compared(len(dataset.classes)) if joint else 1,

@@ -31,6 +31,8 @@ class EpochRecord:
     train_loss: float
     validation_nll: float | None
     learning_rate: float
+    averaged_nll: float | None = None
+    """The held-out loss of the mean of weights, where one is made of two epochs or more."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class TrainingRecord:
     steps: int
     epochs: float
     best_epoch: float
+    """After which the kept weights were taken."""
     train_loss: float
     """Nats per unit; last epoch."""
     validation_nll: float | None
@@ -58,6 +61,8 @@ class TrainingRecord:
     history: tuple[EpochRecord, ...]
     loss_per: str = "token"
     """The unit: `token`, or `text` where the loss compares classes."""
+    averaged_epochs: int = 0
+    """Ends of epochs whose mean was kept; 0 where the weights of one epoch were."""
 
 
 @dataclass(frozen=True)

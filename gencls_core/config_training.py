@@ -52,6 +52,12 @@ class TrainingConfig(Section):
         description="Stop after this many epochs without a better held-out negative "
         "log-likelihood; 0 trains all epochs. The best epoch's weights are kept either way.",
     )
+    average_weights: bool | None = Field(
+        None,
+        description="Also average the weights at the ends of the second half of all epochs, "
+        "and keep the mean where it does better on held-out texts, or they are few; "
+        "default: for a model that learns to tell classes apart.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
@@ -82,7 +88,9 @@ class TrainingConfig(Section):
                 steps = epochs * math.ceil(max(texts, 1) / batch)
                 warmup = round(min(max(warmup, _ENOUGH_WARMUP / steps), _MOST_WARMUP), 3)
         values = self.model_dump()
+        average = compares if self.average_weights is None else self.average_weights
         values |= {"learning_rate": rate, "epochs": epochs, "warmup": warmup}
+        values |= {"average_weights": average}
         return ResolvedTraining(**values)
 
 
@@ -92,6 +100,7 @@ class ResolvedTraining(TrainingConfig):
     epochs: float
     learning_rate: float
     warmup: float
+    average_weights: bool
 
 
 _EPOCHS, _MOST_EPOCHS = 3, 10

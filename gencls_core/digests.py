@@ -69,6 +69,9 @@ def training_digest(
     settings = training.model_dump(mode="json")
     # Recomputing activations changes memory and time, not the gradients.
     del settings["gradient_checkpointing"]
+    # Models that were trained before there was a mean are those trained without.
+    if not settings["average_weights"]:
+        del settings["average_weights"]
     parts = {
         "format": CLASS_MODEL_FORMAT,
         "class": class_name,

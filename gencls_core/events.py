@@ -91,6 +91,7 @@ class ClassTrained(Event):
     validation_perplexity: float | None
     peak_memory_bytes: int
     best_epoch: float
+    averaged_epochs: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,12 @@ from gencls_core.objectives import Objective, load_objective
 from gencls_core.process_memory import MOST_PRODUCTS, settle_memory
 from gencls_core.startup import collector_paused
 from gencls_core.storage import publish_directory, write_errors, write_json
-from gencls_core.training_loop import ObjectiveTrainer, count_steps, trainer_arguments
+from gencls_core.training_loop import (
+    ObjectiveTrainer,
+    chosen_by_held_out,
+    count_steps,
+    trainer_arguments,
+)
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["TrainingTask", "train_class"]
@@ -92,18 +97,19 @@ def _train(
             precision=task.precision,
             use_cpu=task.device == "cpu",
             evaluate=bool(objective.held_out),
+            keep_best=chosen_by_held_out(objective, training),
             total_steps=count_steps(objective.lengths, training),
         ),
     )
     trainer.train(resume_from_checkpoint=checkpoints.last_whole())
-    nll = trainer.best_validation_nll
-    per = objective.loss_per
+    kept, per = trainer.kept, objective.loss_per
+    nll = kept.nll
     record = TrainingRecord(
         texts=len(task.texts),
         tokens=trainer.tokens_seen,
         steps=trainer.state.global_step,
         epochs=round(trainer.state.epoch or 0.0, 3),
-        best_epoch=trainer.best_epoch,
+        best_epoch=kept.epoch,
         train_loss=trainer.history[-1].train_loss,
         validation_nll=nll,
         validation_perplexity=None if nll is None or per == "text" else float(np.exp(nll)),
@@ -116,6 +122,7 @@ def _train(
         threads=task.threads,
         history=tuple(trainer.history),
         loss_per=per,
+        averaged_epochs=kept.averaged,
     )
     model = _commit(task, objective, record)
     checkpoints.remove()

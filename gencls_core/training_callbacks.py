@@ -9,12 +9,15 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from gencls_core.averaging import WeightAverage
 from gencls_core.errors import TrainingError
 from gencls_core.events import TrainingProgress
 
-__all__ = ["Meter", "Saver", "not_finite"]
+__all__ = ["Averager", "Meter", "Saver", "not_finite"]
 
 PROGRESS_SECONDS = 1.0
+EPOCH_SECONDS = 60.0
+"""An epoch that took less is not worth a checkpoint: it is as quickly made again."""
 
 
 class _Training(Protocol):
@@ -35,7 +38,8 @@ def not_finite(title: str, step: int, key: str, value: float) -> TrainingError:
 
 
 class Saver(TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint now and then within a long epoch, and passes each one on."""
+    """Saves a checkpoint now and then within a long epoch and after each that was not short, and
+    passes each one on. The best epoch is saved anyway (`ObjectiveTrainer`)."""
 
     def __init__(self, seconds: float, after_save: Callable[[], None]) -> None:
         self._seconds = seconds
@@ -43,13 +47,30 @@ class Saver(TrainerCallback):  # type: ignore[misc]
         self._saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> Any:
-        if time.monotonic() - self._saved_at >= self._seconds:
+        # An epoch's last step is saved with what its end brings: held-out loss and mean weights.
+        if time.monotonic() - self._saved_at >= self._seconds and state.epoch % 1:
             control.should_save = True
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> Any:
+        elapsed = time.monotonic() - self._saved_at
+        control.should_save = elapsed >= min(self._seconds, EPOCH_SECONDS)
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         self._saved_at = time.monotonic()
         self._after_save()
+
+
+class Averager(TrainerCallback):  # type: ignore[misc]
+    """Takes the weights at the ends of the second half of the epochs into a mean."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self._average = average
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        if state.epoch > args.num_train_epochs / 2:
+            self._average.add()
 
 
 class Meter(TrainerCallback):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,20 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from gencls_core.averaging import WeightAverage
 from gencls_core.class_models import EpochRecord
 from gencls_core.compilation import compile_layers
 from gencls_core.config import ResolvedTraining
 from gencls_core.events import TrainingProgress
 from gencls_core.objectives import Objective
 from gencls_core.precision import Precision
+from gencls_core.selection import MIN_HELD_OUT
 from gencls_core.training_batches import Batches, Loader, TextNumbers
-from gencls_core.training_callbacks import Meter, Saver, not_finite
+from gencls_core.training_callbacks import Averager, Meter, Saver, not_finite
 from gencls_core.training_task import TrainingTask
 from gencls_core.working_copy import WorkingCopy
 
-__all__ = ["ObjectiveTrainer", "count_steps", "trainer_arguments"]
+__all__ = ["ObjectiveTrainer", "chosen_by_held_out", "count_steps", "trainer_arguments"]
 
 CHECKED_STEPS = 32
 """On a GPU the loss is looked at once in so many steps, before each checkpoint and each epoch."""
@@ -42,6 +45,7 @@ def trainer_arguments(
     precision: Precision,
     use_cpu: bool,
     evaluate: bool,
+    keep_best: bool,
     total_steps: int,
 ) -> TrainingArguments:
     """Translate our settings into Trainer's."""
@@ -66,9 +70,9 @@ def trainer_arguments(
         # Patience goes on counting where it was.
         restore_callback_states_from_checkpoint=True,
         save_total_limit=1,
-        load_best_model_at_end=evaluate,
-        metric_for_best_model="nll" if evaluate else None,
-        greater_is_better=False if evaluate else None,
+        load_best_model_at_end=keep_best,
+        metric_for_best_model="nll" if keep_best else None,
+        greater_is_better=False if keep_best else None,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
         report_to="none",
@@ -79,10 +83,33 @@ def trainer_arguments(
     )
 
 
+def chosen_by_held_out(objective: Objective[Any], config: ResolvedTraining) -> bool:
+    """Say whether held-out texts choose the weights that are kept.
+
+    A few labels cannot tell one epoch from another; then the mean of epochs is kept. A text's own
+    likelihood says more: it is a sum over its tokens.
+    """
+    if config.average_weights and objective.loss_per == "text":
+        return objective.held_out >= MIN_HELD_OUT
+    return objective.held_out > 0
+
+
 def count_steps(lengths: list[int], config: ResolvedTraining) -> int:
     """Give the optimiser steps of a whole training, counted as Trainer counts them."""
     per_epoch = math.ceil(len(Batches(lengths, config)) / config.gradient_accumulation)
     return math.ceil(per_epoch * config.epochs)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The weights that a training ends with."""
+
+    epoch: float
+    """After which they were taken."""
+    nll: float | None
+    """Of the held-out texts, nats per unit."""
+    averaged: int
+    """Ends of epochs that they are the mean of; 0 for one epoch's own."""
 
 
 class ObjectiveTrainer(Trainer):  # type: ignore[misc]
@@ -110,11 +137,14 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         if task.compiled:
             compile_layers(objective.model)
         self._batches = Batches(self._lengths, task.training)
+        self._average = WeightAverage(objective.model)
         self._meter = Meter(self, on_progress)
         self._before_save = before_save
         self._step_loss = torch.zeros(())
         callbacks: list[TrainerCallback] = [self._meter, Saver(task.checkpoint_seconds, after_save)]
-        if objective.held_out and task.training.patience:
+        if task.resolved_training.average_weights:
+            callbacks.append(Averager(self._average))
+        if args.load_best_model_at_end and task.training.patience:
             callbacks.append(EarlyStoppingCallback(task.training.patience))
         super().__init__(
             model=objective.model,
@@ -130,36 +160,37 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
     @property
     def history(self) -> list[EpochRecord]:
         """One record per epoch; survives a resume, since it is read from Trainer's log."""
-        records = []
-        losses = {row["step"]: row for row in self.state.log_history if "loss" in row}
-        held_out = {
-            row["step"]: row["eval_nll"] for row in self.state.log_history if "eval_nll" in row
-        }
-        for step, row in sorted(losses.items()):
-            records.append(
-                EpochRecord(
-                    epoch=round(row["epoch"], 3),
-                    step=step,
-                    train_loss=row["loss"],
-                    validation_nll=held_out.get(step),
-                    learning_rate=row["learning_rate"],
-                )
+
+        def logged(key: str) -> dict[int, dict[str, float]]:
+            return {row["step"]: row for row in self.state.log_history if key in row}
+
+        held_out, averaged = logged("eval_epoch_nll"), logged("eval_averaged_nll")
+        return [
+            EpochRecord(
+                epoch=round(row["epoch"], 3),
+                step=step,
+                train_loss=row["loss"],
+                validation_nll=held_out.get(step, {}).get("eval_epoch_nll"),
+                learning_rate=row["learning_rate"],
+                averaged_nll=averaged.get(step, {}).get("eval_averaged_nll"),
             )
-        return records
+            for step, row in sorted(logged("loss").items())
+        ]
 
     @property
-    def best_epoch(self) -> float:
-        """The epoch whose weights were kept."""
-        scored = [r for r in self.history if r.validation_nll is not None]
-        if not scored:
-            return self.history[-1].epoch
-        return min(scored, key=lambda r: (r.validation_nll, r.step)).epoch
-
-    @property
-    def best_validation_nll(self) -> float | None:
-        """Held-out negative log-likelihood of the kept weights, nats per unit."""
-        scored = [r.validation_nll for r in self.history if r.validation_nll is not None]
-        return min(scored) if scored else None
+    def kept(self) -> Kept:
+        """Which weights the model has after training."""
+        history = self.history
+        last = history[-1]
+        if not self.args.load_best_model_at_end:
+            if self._average.count > 1:
+                return Kept(last.epoch, last.averaged_nll, self._average.count)
+            return Kept(last.epoch, last.validation_nll, 0)
+        found = [Kept(at.epoch, at.validation_nll, 0) for at in history]
+        averaged = [at for at in history if at.averaged_nll is not None]
+        # The first mean is of two.
+        found += [Kept(at.epoch, at.averaged_nll, n) for n, at in enumerate(averaged, start=2)]
+        return min(found, key=lambda kept: (kept.nll, kept.epoch))
 
     @property
     def tokens_seen(self) -> int:
@@ -171,6 +202,13 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
     def tokens_per_second(self) -> float:
         """Trained tokens over the time spent in training steps of this process."""
         return self._meter.tokens_per_second
+
+    def train(self, **options: Any) -> Any:
+        """Train, and leave the model with the weights that `kept` describes."""
+        output = super().train(**options)
+        if not self.args.load_best_model_at_end and self._average.count > 1:
+            self._average.swap()
+        return output
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """Give batches of text numbers."""
@@ -238,13 +276,46 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         return torch.autocast(self.args.device.type, dtype=dtype, enabled=enabled)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        """Measure the held-out negative log-likelihood, nats per unit."""
-        self._prepare(training=False)
-        with self._autocast():
-            nll = self._objective.held_out_nll(self._tokens_per_pass)
-        metrics = {"eval_nll": nll}
+        """Measure the held-out negative log-likelihood, nats per unit.
+
+        That of the mean of weights, too, where there is one; `eval_nll` is the lower of the two,
+        or the mean's where nothing is chosen.
+        """
+        metrics = {"eval_epoch_nll": self._held_out_nll()}
+        kept = metrics["eval_epoch_nll"]
+        if self._average.count > 1:
+            with self._average.in_place():
+                averaged = metrics["eval_averaged_nll"] = self._held_out_nll()
+            kept = min(kept, averaged) if self.args.load_best_model_at_end else averaged
+        metrics["eval_nll"] = kept
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _held_out_nll(self) -> float:
+        self._prepare(training=False)
+        with self._autocast():
+            return self._objective.held_out_nll(self._tokens_per_pass)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best: bool = super()._determine_best_metric(metrics, trial)
+        if best:
+            self.control.should_save = True
+        return best
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if output_dir is not None:
+            self._average.save(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._average.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.kept.averaged:
+            self._average.load(Path(self.state.best_model_checkpoint))
+            self._average.swap()

@@ -93,9 +93,12 @@ class _Lines:
                 pass
             case ClassTrained():
                 held_out = event.validation_perplexity
+                kept = f"best epoch {event.best_epoch:g}"
+                if event.averaged_epochs:
+                    kept = f"mean of {event.averaged_epochs} epochs"
                 perplexity = "" if held_out is None else f"held-out perplexity {held_out:.1f}, "
                 self.say(
-                    f"  {event.class_name}: {perplexity}best epoch {event.best_epoch:g}, "
+                    f"  {event.class_name}: {perplexity}{kept}, "
                     f"{event.tokens_per_second:,.0f} tokens/s, "
                     f"peak {event.peak_memory_bytes / 1e9:.1f} GB, {_duration(event.seconds)}"
                 )

@@ -299,7 +299,7 @@ def test_learns_what_is_planted(bases, tmp_path, architecture, plant):
 def test_early_stopping_keeps_the_best_epoch(bases, tmp_path):
     """Held-out labels are wrong: what is learned makes them worse."""
     train = marked(60, 1)
-    held_out = [(text, 1 - label) for text, label in marked(30, 2)]
+    held_out = [(text, 1 - label) for text, label in marked(60, 2)]
     base = bases["llama"]
     training = TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=2)
     trained = train_class(make_task(base, tmp_path / "m", train, held_out, training=training))

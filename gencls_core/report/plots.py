@@ -192,7 +192,7 @@ def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
         loss
         for _, training in histories
         for point in training.history
-        for loss in (point.train_loss, point.validation_nll)
+        for loss in (point.train_loss, point.validation_nll, point.averaged_nll)
         if loss is not None
     ]
     if not losses:
@@ -204,10 +204,8 @@ def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
     for number, (name, training) in enumerate(histories):
         epochs = [point.epoch for point in training.history]
         train = [point.train_loss for point in training.history]
-        held_out = [
-            math.nan if point.validation_nll is None else point.validation_nll
-            for point in training.history
-        ]
+        held_out = [_or_nan(point.validation_nll) for point in training.history]
+        averaged = [_or_nan(point.averaged_nll) for point in training.history]
 
         def plot(
             figure: Figure,
@@ -215,12 +213,15 @@ def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
             epochs: list[float] = epochs,
             train: list[float] = train,
             held_out: list[float] = held_out,
+            averaged: list[float] = averaged,
             best: float = training.best_epoch,
             unit: str = training.loss_per,
         ) -> None:
             axes.plot(epochs, train, "o--", color=MUTED, markersize=3.5, label="train")
             if not all(math.isnan(value) for value in held_out):
                 axes.plot(epochs, held_out, "s-", color=RIGHT, markersize=4, label="held out")
+                if not all(math.isnan(value) for value in averaged):
+                    axes.plot(epochs, averaged, "^:", color=RIGHT, markersize=4, label="of mean")
                 axes.axvline(best, color=WRONG, linewidth=1, linestyle=":", label="kept")
             axes.set_ylim(*bounds)
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
@@ -229,13 +230,19 @@ def training_plots(report: Report, limit: int = 24) -> list[tuple[str, str]]:
             axes.set_ylabel(f"nats per {unit}")
             axes.legend(loc="upper right", ncols=3, fontsize=8.5, handlelength=1.6)
 
+        averages = training.averaged_epochs
         label = (
             f"Training curve of {name}: train loss {words.nats(training.train_loss)}, "
-            f"held out {words.nats(training.validation_nll)} nats per {training.loss_per}; epoch "
-            f"{training.best_epoch:g} was kept."
+            f"held out {words.nats(training.validation_nll)} nats per {training.loss_per}; "
+            + (f"the mean of {training.averaged_epochs} epochs up to " if averages else "epoch ")
+            + f"{training.best_epoch:g} was kept."
         )
         drawn.append((name, draw(f"training-{number}", label, (4.0, 2.5), plot)))
     return drawn
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def confusion_plot(report: Report) -> str:

@@ -151,6 +151,10 @@ class EpochReport(ReportPart):
     train_loss: float = Field(description="Nats per unit, mean since the last point.")
     validation_nll: float | None = Field(description="Nats per unit on held-out texts.")
     learning_rate: float = Field(description="At this step.")
+    averaged_nll: float | None = Field(
+        None,
+        description="`validation_nll` of the mean of weights; null without one of two epochs.",
+    )
 
 
 class TrainingTask(ReportPart):
@@ -162,7 +166,10 @@ class TrainingTask(ReportPart):
     tokens_per_second: float = Field(description="Tokens trained on per second.")
     steps: int = Field(description="Optimiser steps.")
     epochs: float = Field(description="Passes over the train texts.")
-    best_epoch: float = Field(description="The epoch whose weights were kept.")
+    best_epoch: float = Field(description="The epoch after which the kept weights were taken.")
+    averaged_epochs: int = Field(
+        0, description="Ends of epochs that they are the mean of; 0: one epoch's own weights."
+    )
     loss_per: str = Field(
         description="Unit of the losses: `token`, or `text` where training compared classes."
     )
