@@ -21,14 +21,14 @@ from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, ResolvedTraining, RunConfig
 from gencls_core.datasets import Dataset
-from gencls_core.ensemble import companion_of
-from gencls_core.errors import ModelError, UsageError
+from gencls_core.errors import ModelError, StoreError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
-from gencls_core.scoring_job import model_names
+from gencls_core.scoring_job import ModelSystem, model_names
+from gencls_core.systems.registry import MODEL_SYSTEMS
 
 __all__ = ["classify_texts", "evaluate_models"]
 
@@ -179,7 +179,7 @@ class _Evaluation:
                 worked = worked or isinstance(event, ShardCommitted)
                 yield event
         if not self.own:
-            yield from self._ensemble(own)
+            yield from self._ensemble()
         manifest = manifest_of(preparation, previous) | {"status": "finished"}
         if self.own:
             # The run goes on telling how it was trained, on which data, and how it is scored.
@@ -195,20 +195,42 @@ class _Evaluation:
             manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
         run.write_manifest(manifest)
 
-    def _ensemble(self, own: Dataset) -> Iterator[Event]:
+    def _ensemble(self) -> Iterator[Event]:
         """Score the texts with the second system of an ensemble, where the run has one."""
-        from gencls_core.report.fitting import ensemble_taken
+        from gencls_core.report.fitting import ensemble_of
+
+        config, source = self.preparation.config, self.source
+        by_loss = config.scoring.likelihood == "loss"
+        wanted, run = config.posterior.ensemble, self.preparation.run
+        beside, _ = ensemble_of(source, wanted, run=run, by_loss=by_loss)
+        if beside is not None:
+            model = MODEL_SYSTEMS.get(beside)
+            yield from self._light_beside(beside) if model is None else self._model_beside(model)
+
+    def _model_beside(self, system: ModelSystem) -> Iterator[Event]:
+        """Score the texts with a second system that the run has trained."""
+        manifest, preparation = self.source.manifest(), self.preparation
+        try:
+            models = _models_of(self.source, manifest, system)
+        except StoreError as error:
+            yield Note(f"there is no ensemble: {str(error).splitlines()[0]}")
+            return
+        texts = OtherTexts(
+            self.source, preparation.run, preparation.dataset, preparation.config, ()
+        )
+        found = _prepare_with_models(texts, models, self.place, system)
+        with ExitStack() as actors:
+            scorer = Scorer(actors, found, self.place, models)
+            yield from scorer.score(found.run, self.lease, found.dataset, "test")
+
+    def _light_beside(self, beside: str) -> Iterator[Event]:
+        """Let a second system learn from the run's train texts again, and score the texts."""
         from gencls_core.systems.commit import Target, missing_targets, targets_of
         from gencls_core.systems.registry import light_system
 
         preparation, source = self.preparation, self.source
-        run, config = preparation.run, preparation.config
-        wanted = config.posterior.ensemble
-        beside = companion_of(wanted, baseline=config.baseline, held_out=own.held_out)
-        if beside is None or "train" not in own.splits:
-            return
-        by_loss = config.scoring.likelihood == "loss"
-        if ensemble_taken(source, wanted, run=run, by_loss=by_loss) is False:
+        run, own = preparation.run, source.dataset()
+        if "train" not in own.splits:
             return
         asked = RunConfig.model_validate(source.manifest()["config"])
         system = light_system(beside, asked.data.seed_of_sample, asked.systems)
@@ -240,14 +262,16 @@ class _Evaluation:
         yield from scorer.score(source, lease, texts, "validation", shards)
 
 
-def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassModel, ...]:
-    """Give the class models of a run, all trained as its manifest says.
+def _models_of(
+    source: RunDirectory, manifest: dict[str, Any], system: ModelSystem | None = None
+) -> tuple[ClassModel, ...]:
+    """Give the models of a run, all trained as its manifest says; default: those of its recipe.
 
     Raises:
         StoreError: when one is missing, or was trained with other settings than the others.
     """
     config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
-    system = main_system(config)
+    system = system or main_system(config)
     if trained := manifest.get("training", {}).get(system.name):
         config = config.model_copy(update={"training": ResolvedTraining(**trained)})
     names = model_names(system, manifest["classes"])
@@ -261,7 +285,10 @@ def _models_of(source: RunDirectory, manifest: dict[str, Any]) -> tuple[ClassMod
 
 
 def _prepare_with_models(
-    texts: OtherTexts, models: tuple[ClassModel, ...], place: Workplace
+    texts: OtherTexts,
+    models: tuple[ClassModel, ...],
+    place: Workplace,
+    system: ModelSystem | None = None,
 ) -> Preparation:
     """Plan scoring from the committed class models: the base model itself may be out of reach."""
     config, budget = texts.config, place.budget
@@ -269,7 +296,7 @@ def _prepare_with_models(
     size = ModelSize.of(base.config, base.parameters)
     device = device_of(budget, config.compute)
     precision, note = precision_of(budget, config.compute, device)
-    system = main_system(config)
+    system = system or main_system(config)
     work = workload_of(
         config,
         texts.dataset,

@@ -87,11 +87,21 @@ def previous_manifest(run: RunDirectory) -> dict[str, Any]:
         return {}
 
 
-def manifest_of(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]:
-    """Give the content of `run.json` but for status and time."""
+def manifest_of(
+    preparation: Preparation, previous: dict[str, Any], beside: Preparation | None = None
+) -> dict[str, Any]:
+    """Give the content of `run.json` but for status and time.
+
+    Args:
+        preparation: the run.
+        previous: what an earlier invocation said.
+        beside: a second system that the run trains for an ensemble.
+    """
     config, dataset = preparation.config, preparation.dataset
     name = preparation.system.name
-    manifest = cell_manifest(config, dataset, (preparation,), [name], previous)
+    systems = (preparation,) if beside is None else (preparation, beside)
+    names = [found.system.name for found in systems]
+    manifest = cell_manifest(config, dataset, systems, names, previous)
     # What other recipes have left in the run was made with settings of its own.
     settings = dict.fromkeys(previous.get("systems", ()), previous.get("config"))
     settings |= previous.get("settings", {})

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cluster.companions import model_beside, works
 from cluster.connection import Workplace
 from cluster.job_context import refuse_temporary
 from cluster.manifest import manifest_of, previous_manifest
@@ -31,7 +32,8 @@ from cluster.stages import (
     report_stage,
     train_stage,
 )
-from cluster.turn import has_work, in_turn
+from cluster.trial import FAILURES, reason_of
+from cluster.turn import in_turn
 from cluster.workload import training_of
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
@@ -39,7 +41,7 @@ from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory, system_of
-from gencls_core.systems.names import BASELINE
+from gencls_core.systems.names import BASELINE, system_title
 
 __all__ = ["prepare", "run_all", "train_models"]
 
@@ -125,7 +127,7 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
             stack,
             [run.path],
             lambda holding: _enter(stack, holding, config, score=score),
-            lambda entered: has_work(entered[2], score=score),
+            lambda entered: works(entered[2], score=score),
         )
         started += waited
         dataset = preparation.dataset
@@ -158,7 +160,8 @@ def _work(
     """Do what is missing, and keep `run.json` true whatever happens."""
     run = preparation.run
     previous = previous_manifest(run)
-    manifest = _begin(preparation, previous)
+    beside = model_beside(preparation) if score else None
+    manifest = _begin(preparation, previous, beside)
     # Time spent on the same settings before, for example by an invocation that was stopped.
     before = previous.get("seconds") or 0.0 if _is_as_before(preparation, previous) else 0.0
     worked, status = False, "stopped"
@@ -166,8 +169,9 @@ def _work(
         if preparation.must_choose:
             worked = True
             preparation = yield from choose_recipe(preparation, place, lease, scores=score)
-            manifest = _begin(preparation, previous)
-        for event in _stages(preparation, place, lease, score=score):
+            beside = model_beside(preparation) if score else None
+            manifest = _begin(preparation, previous, beside)
+        for event in _stages(preparation, beside, place, lease, score=score):
             worked = worked or not isinstance(event, ClassReused | StageStarted)
             yield event
         status = "finished"
@@ -197,13 +201,15 @@ def _work(
             raise
 
 
-def _begin(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]:
+def _begin(
+    preparation: Preparation, previous: dict[str, Any], beside: Preparation | None
+) -> dict[str, Any]:
     """Say in `run.json` that the run is under way; gives what else stands there.
 
     While a recipe is being chosen it goes on saying what the run was, if that is of the same data.
     """
     run = preparation.run
-    manifest = manifest_of(preparation, previous)
+    manifest = manifest_of(preparation, previous, beside)
     if preparation.must_choose and previous.get("dataset") == manifest["dataset"]:
         run.write_manifest({**previous, "status": "running"})
         return previous
@@ -211,6 +217,18 @@ def _begin(preparation: Preparation, previous: dict[str, Any]) -> dict[str, Any]
         run.drop_report()  # it is of another system
     run.write_manifest({**manifest, "status": "running"})
     return manifest
+
+
+def _beside(beside: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:
+    """Train and score the second system of an ensemble."""
+    try:
+        beside = yield from base_stage(beside, place)
+        yield from train_stage(beside, place, lease)
+        yield from score_stage(beside, place, lease)
+    except FAILURES as error:
+        if beside.config.posterior.ensemble != "auto":
+            raise
+        yield Note(f"{system_title(beside.system.name)} is left out: {reason_of(error)}")
 
 
 def _is_as_before(preparation: Preparation, previous: dict[str, Any]) -> bool:
@@ -240,7 +258,12 @@ def _settings_of(manifest: dict[str, Any]) -> RunConfig | None:
 
 
 def _stages(
-    preparation: Preparation, place: Workplace, lease: Lease, *, score: bool
+    preparation: Preparation,
+    beside: Preparation | None,
+    place: Workplace,
+    lease: Lease,
+    *,
+    score: bool,
 ) -> Iterator[Event]:
     preparation = yield from base_stage(preparation, place)
     yield from train_stage(preparation, place, lease)
@@ -248,6 +271,8 @@ def _stages(
         return
     yield from score_stage(preparation, place, lease)
     lease.check()
+    if beside is not None:
+        yield from _beside(beside, place, lease)
     if not preparation.config.baseline:
         preparation.run.scores.retire(BASELINE, ())
     yield from baseline_stage(preparation, lease)

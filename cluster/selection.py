@@ -24,6 +24,7 @@ from cluster.trial import FAILURES, RECORD, Outcome, Trial, reason_of
 from cluster.workload import training_of
 from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets import Dataset
+from gencls_core.ensemble import FINE_TUNE
 from gencls_core.errors import counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
@@ -31,6 +32,8 @@ from gencls_core.run import RunDirectory
 from gencls_core.selection import MIN_HELD_OUT, Candidate, Verdict, candidates_of, judge
 from gencls_core.selection_report import SelectionReport, TrialReport
 from gencls_core.storage import children, digest_of, remove_tree
+from gencls_core.systems.names import system_title
+from gencls_core.systems.registry import MODEL_SYSTEMS
 
 __all__ = ["choose_recipe", "first_candidate", "prepare_open", "why_not_chosen_by"]
 
@@ -112,8 +115,9 @@ def choose_recipe(
     trials: dict[str, Trial] = {}
     outcomes: dict[str, Outcome] = {}
     left_out: dict[str, str] = {}
+    kept_free = 0.0
     for number, candidate in enumerate(candidates):
-        if too_long := _too_long(candidate, outcomes, config, first.dataset):
+        if too_long := _too_long(candidate, outcomes, config, first.dataset, kept_free):
             left_out[candidate.name] = too_long
             yield Note(f"recipe {candidate.name} is left out: {too_long}")
             continue
@@ -139,9 +143,16 @@ def choose_recipe(
             "of the held-out texts, calibrated",
             found.seconds,
         )
+        if len(outcomes) == 1 and _wants_fine_tune(config):
+            kept_free = _seconds_of_fine_tune(candidate, found, config, first.dataset)
+            if (left := _left(config, outcomes)) < kept_free:
+                too_long = _takes(kept_free, left)
+                yield Note(f"{system_title(FINE_TUNE)} beside it is left out: {too_long}")
+                kept_free = 0.0
     verdict = judge([outcome.nll for outcome in outcomes.values()])
     taken = list(trials.values())[verdict.chosen]
     report = _report(config, first, candidates, outcomes, left_out, verdict)
+    report = report.model_copy(update={"fine_tune": kept_free > 0})
     taken.adopt(lease)
     _clear(first.run, lease)
     yield StageFinished("choose", f"{report.chosen}: {report.reason}", time.perf_counter() - began)
@@ -162,33 +173,73 @@ def _clear(run: RunDirectory, lease: Lease) -> None:
 
 
 def _too_long(
-    candidate: Candidate, outcomes: Mapping[str, Outcome], config: RunConfig, dataset: Dataset
+    candidate: Candidate,
+    outcomes: Mapping[str, Outcome],
+    config: RunConfig,
+    dataset: Dataset,
+    kept_free: float,
 ) -> str | None:
     """Say why a candidate does not fit into the budget any more; None where it does.
 
     What it will take is told from what the most similar one took, by forward passes over tokens.
     That one may have been tried before this process: all follows from what is committed.
     """
-    from gencls_core.report.words import duration
-
     if not outcomes:
         return None
     names = {tried.name: tried for tried in candidates_of(config)}
     like = min(outcomes, key=lambda name: names[name].recipe != candidate.recipe)
     outcome = outcomes[like]
+    tokens, epochs = (
+        _tokens(candidate, outcome, config),
+        _training(candidate, config, dataset).epochs,
+    )
+    passes = candidate.passes(config.recipe.compared(len(dataset.classes)))
+    seconds = _second_a_pass(names[like], outcome, config, dataset)
+    needed = seconds * passes * tokens * epochs + outcome.seconds - outcome.train_seconds
+    left = _left(config, outcomes) - kept_free
+    return None if needed <= left else _takes(needed, left)
 
-    def cost(of: Candidate) -> float:
-        tokens_N = outcome.num_tokens
-        if of.recipe == "joint":
-            tokens_N = tokens_N.clip(max=config.recipe.tuned_tokens)
-        return of.passes(config.recipe.compared(len(dataset.classes))) * float(tokens_N.mean())
 
-    ratio = cost(candidate) / cost(names[like])
-    ratio *= _training(candidate, config, dataset).epochs / outcome.epochs
-    needed = outcome.train_seconds * ratio + outcome.seconds - outcome.train_seconds
-    left = config.recipe.budget_seconds - sum(done.seconds for done in outcomes.values())
-    if needed <= left:
-        return None
+def _tokens(candidate: Candidate, outcome: Outcome, config: RunConfig) -> float:
+    """Give the tokens of an average text that a candidate learns from."""
+    tokens_N = outcome.num_tokens
+    if candidate.recipe == "joint":
+        tokens_N = tokens_N.clip(max=config.recipe.tuned_tokens)
+    return float(tokens_N.mean())
+
+
+def _second_a_pass(
+    candidate: Candidate, outcome: Outcome, config: RunConfig, dataset: Dataset
+) -> float:
+    """Give the seconds of a forward pass of training over a token of every train text."""
+    passes = candidate.passes(config.recipe.compared(len(dataset.classes)))
+    return outcome.train_seconds / (passes * _tokens(candidate, outcome, config) * outcome.epochs)
+
+
+def _wants_fine_tune(config: RunConfig) -> bool:
+    return config.posterior.ensemble in (None, "auto")
+
+
+def _seconds_of_fine_tune(
+    candidate: Candidate, outcome: Outcome, config: RunConfig, dataset: Dataset
+) -> float:
+    """Estimate what a discriminative fine-tune would take, from what a candidate took.
+
+    A step forward and backward costs three forward passes, over all of a text.
+    """
+    epochs = training_of(config, dataset, MODEL_SYSTEMS[FINE_TUNE]).epochs
+    work = 3.0 * float(outcome.num_tokens.mean()) * epochs
+    scoring = (outcome.seconds - outcome.train_seconds) / len(dataset.classes)
+    return _second_a_pass(candidate, outcome, config, dataset) * work + scoring
+
+
+def _left(config: RunConfig, outcomes: Mapping[str, Outcome]) -> float:
+    return config.recipe.budget_seconds - sum(done.seconds for done in outcomes.values())
+
+
+def _takes(needed: float, left: float) -> str:
+    from gencls_core.report.words import duration
+
     return f"it would take about {duration(needed)}, and {duration(max(left, 0.0))} were left"
 
 
@@ -212,6 +263,8 @@ def _key(config: RunConfig, first: Preparation) -> str:
             ],
             "base": first.base.digest,
             "precision": first.precision,
+            # Its time is kept free before other recipes are tried.
+            **({} if _wants_fine_tune(config) else {"fine_tune": False}),
         }
     )
 

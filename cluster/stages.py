@@ -7,12 +7,12 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cluster.companions import companions
 from cluster.connection import Workplace
 from cluster.placement import memory_share
 from cluster.preparation import Preparation
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
-from gencls_core.ensemble import companion_of
 from gencls_core.errors import counted
 from gencls_core.events import ClassReused, Event, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
@@ -154,24 +154,21 @@ def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
 
 
 def baseline_stage(preparation: Preparation, lease: Lease) -> Iterator[Event]:
-    """Score baseline and second system of an ensemble where that is not committed.
+    """Score baseline and light second systems of an ensemble where that is not committed.
 
     The second system scores the held-out texts, too, by which it is weighted.
     """
     from gencls_core.systems.commit import targets_of
-    from gencls_core.systems.registry import light_system
+    from gencls_core.systems.registry import LIGHT_SYSTEMS, light_system
 
     config, dataset, run = preparation.config, preparation.dataset, preparation.run
-    beside = companion_of(
-        config.posterior.ensemble, baseline=config.baseline, held_out=dataset.held_out
-    )
-    wanted = [BASELINE] if config.baseline else []
-    if beside is not None and beside not in wanted:
-        wanted.append(beside)
+    beside = companions(preparation)
+    wanted = dict.fromkeys([*([BASELINE] if config.baseline else []), *beside])
     for name in wanted:
-        system = light_system(name, config.data.seed_of_sample, config.systems)
-        targets = targets_of(run, dataset, held_out=name == beside)
-        yield from score_here(system, dataset, targets, lease)
+        if name in LIGHT_SYSTEMS:
+            system = light_system(name, config.data.seed_of_sample, config.systems)
+            targets = targets_of(run, dataset, held_out=name in beside)
+            yield from score_here(system, dataset, targets, lease)
 
 
 def score_here(

@@ -215,11 +215,13 @@ class PosteriorConfig(Section):
         description="Class prior: `train` (how often each class occurs in the train split), "
         "`uniform`, or `World=0.4,Sports=0.6`.",
     )
-    ensemble: Literal["none", "auto", "tfidf", "nbsvm"] | None = Field(
+    ensemble: Literal["none", "auto", "tfidf", "nbsvm", "discriminative"] | None = Field(
         None,
-        description="A bag-of-words system whose posterior stands beside the likelihoods in the "
-        "calibrated figures, weighted by held-out texts. `auto`: TF-IDF where held-out texts are "
-        "better predicted with it. Default: `none`, and `auto` where `--recipe auto` chooses.",
+        description="A system whose posterior stands beside the likelihoods in the calibrated "
+        "figures, weighted by held-out texts: a bag of words, or a discriminative fine-tune of the "
+        "same base, which is trained for that. `auto`: TF-IDF, or the fine-tune where `--recipe "
+        "auto` has time for it, if held-out texts are better predicted so. Default: `none`, and "
+        "`auto` where `--recipe auto` chooses.",
     )
 
 

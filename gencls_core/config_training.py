@@ -100,7 +100,7 @@ class ResolvedTraining(TrainingConfig):
     epochs: float
     learning_rate: float
     warmup: float
-    average_weights: bool
+    average_weights: bool = False
 
 
 _EPOCHS, _MOST_EPOCHS = 3, 10

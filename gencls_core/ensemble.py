@@ -2,12 +2,12 @@
 
     P(c | x) ∝ exp(s · log P(x | c) + w · (log Q(c | x) − log q_c) + b_c) · P(c)
 
-Q is the posterior of a discriminative system that reads the text as a bag of words, q the class
-frequencies that it learned from; the quotient is how much the text speaks for a class by Q alone,
-so that the prior P(c) comes in once. It is a logarithmic opinion pool (Genest & Zidek 1986,
+Q is the posterior of a discriminative system, a bag of words or a fine-tune of the same base, q the
+class frequencies that it learned from; the quotient is how much the text speaks for a class by Q
+alone, so that the prior P(c) comes in once. It is a logarithmic opinion pool (Genest & Zidek 1986,
 "Combining Probability Distributions", Statistical Science 1(1)) with learned weights: the two see
-different things (word order and knowledge of the language; rare words wherever they stand), and
-where one knows nothing its term is nearly the same for all classes.
+different things (word order and knowledge of the language; rare words wherever they stand), or make
+different mistakes, and where one knows nothing its term is nearly the same for all classes.
 
 s, w and b are fitted by `calibration.py` on held-out texts, from which neither system learned.
 Neither touches a likelihood: what is stored stays exact, and the plain figures stand beside.
@@ -29,22 +29,29 @@ from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
 from gencls_core.selection import MIN_HELD_OUT, judge
 from gencls_core.systems.names import BASELINE
 
-__all__ = ["EnsembleTrial", "companion_of", "judge_ensemble", "with_beside"]
+__all__ = ["FINE_TUNE", "EnsembleTrial", "companions_of", "judge_ensemble", "with_beside"]
+
+FINE_TUNE = "discriminative"
 
 
-def companion_of(wanted: str | None, *, baseline: bool, held_out: int) -> str | None:
-    """Give the system that is to stand beside the likelihoods; None for no ensemble.
+def companions_of(
+    wanted: str | None, *, baseline: bool, fine_tune: bool, held_out: int
+) -> tuple[str, ...]:
+    """Give the systems that may stand beside the likelihoods, one of them in the end.
 
     Args:
         wanted: the setting `ensemble`.
         baseline: the setting; `auto` tries the baseline, and does without where it is off.
+        fine_tune: whether `auto` tries the fine-tune, too: where a budget has time for it.
         held_out: texts by which it could be weighted; `auto` does without where they are few.
     """
-    if not held_out:
-        return None
-    if wanted == "auto":
-        return BASELINE if baseline and held_out >= MIN_HELD_OUT else None
-    return None if wanted in (None, "none") else wanted
+    if not held_out or wanted in (None, "none"):
+        return ()
+    if wanted != "auto":
+        return (str(wanted),)
+    if held_out < MIN_HELD_OUT:
+        return ()
+    return (*([BASELINE] if baseline else []), *([FINE_TUNE] if fine_tune else []))
 
 
 def with_beside(

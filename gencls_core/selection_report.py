@@ -44,4 +44,9 @@ class SelectionReport(ReportPart):
         description="Whether its learning rate was chosen, too, and not given or the default.",
     )
     reason: str = Field(description="Why, in words.")
+    fine_tune: bool = Field(
+        False,
+        description="Whether the budget has time for a discriminative fine-tune of the base, to "
+        "stand beside the likelihoods where held-out texts are better predicted so.",
+    )
     trials: list[TrialReport] = Field(description="All recipes, the most promising first.")

@@ -38,10 +38,11 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cluster.companions import model_beside
     from cluster.connection import Workplace
     from cluster.pipeline import prepare
     from gencls_core.digests import shard_ranges
-    from gencls_core.systems.names import about_system
+    from gencls_core.systems.names import about_system, system_title
 
     with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder, ExitStack() as stack:
         budget = Workplace(stack, config.compute).budget
@@ -73,6 +74,9 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     for _, name in preparation.wanted_models():
         state = "to be trained" if name in todo else "committed"
         table.add_row(f"class {name}" if name else "the model", state)
+    if (beside := model_beside(preparation)) is not None:
+        state = "to be trained" if beside.training_tasks() else "committed"
+        table.add_row("beside it", f"{system_title(beside.system.name)}: {state}")
     for split in ("validation", "test"):
         if split in preparation.dataset.splits:
             info = preparation.dataset.splits[split]
@@ -101,7 +105,10 @@ def _choice(preparation: Preparation) -> Iterator[str]:
         yield f"{first}: {reason}"
         return
     budget, held_out = preparation.asked.recipe.budget, preparation.dataset.splits["validation"]
-    yield f"{first} is tried first, then, while {budget} last: {', '.join(others)}"
+    beside = " a fine-tune beside it (--ensemble),"
+    if preparation.asked.posterior.ensemble not in (None, "auto"):
+        beside = ""
+    yield f"{first} is tried first, then, while {budget} last:{beside} {', '.join(others)}"
     yield f"judged by the calibrated NLL of {held_out.rows:,} held-out texts"
     yield f"what is below is of {first}"
 

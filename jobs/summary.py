@@ -57,7 +57,8 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
     if ensemble:
         what = "stands beside its likelihoods" if taken else "was tried beside them and left out"
         name = system_title(ensemble["system"])
-        console.print(f"{name} {what}: {ensemble['reason']}.", markup=False)
+        sentence = f"{name} {what}: {ensemble['reason']}."
+        console.print(sentence[0].upper() + sentence[1:], markup=False)
     console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
 

@@ -19,16 +19,17 @@ from scipy.special import log_softmax
 
 from gencls_core.calibration import fit_calibration
 from gencls_core.comparison.results import read_results
-from gencls_core.ensemble import companion_of, judge_ensemble, with_beside
+from gencls_core.ensemble import companions_of, judge_ensemble, with_beside
 from gencls_core.errors import StoreError
 from gencls_core.posterior import posterior_of
 from gencls_core.report.build import build_report
-from gencls_core.report.fitting import ensemble_taken
+from gencls_core.report.fitting import ensemble_of
 from gencls_core.report.inference import infer, infer_by_range
 from gencls_core.report.schema import Report
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import LikelihoodMatrix, read_likelihoods
 from gencls_core.scores import ShardKey
+from gencls_core.selection_report import SelectionReport
 
 UNIFORM = {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
 
@@ -160,28 +161,44 @@ def test_a_system_that_is_wrong_never_helps(seed):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "baseline", "held_out", "system"),
+    ("wanted", "baseline", "fine_tune", "held_out", "systems"),
     [
-        (None, True, 99, None),
-        ("none", True, 99, None),
-        ("auto", True, 99, "tfidf"),
-        ("auto", True, 49, None),
-        ("auto", False, 99, None),
-        ("nbsvm", False, 2, "nbsvm"),
-        ("nbsvm", True, 0, None),
+        (None, True, True, 99, ()),
+        ("none", True, True, 99, ()),
+        ("auto", True, False, 99, ("tfidf",)),
+        ("auto", True, True, 99, ("tfidf", "discriminative")),
+        ("auto", True, True, 49, ()),
+        ("auto", False, False, 99, ()),
+        ("auto", False, True, 99, ("discriminative",)),
+        ("nbsvm", False, True, 2, ("nbsvm",)),
+        ("discriminative", False, False, 2, ("discriminative",)),
+        ("nbsvm", True, False, 0, ()),
     ],
 )
-def test_which_system_is_meant(wanted, baseline, held_out, system):
-    assert companion_of(wanted, baseline=baseline, held_out=held_out) == system
+def test_which_systems_are_meant(wanted, baseline, fine_tune, held_out, systems):
+    found = companions_of(wanted, baseline=baseline, fine_tune=fine_tune, held_out=held_out)
+    assert found == systems
 
 
-def made_run(folder: Path, ensemble: str | None, validation_rows: int = 90) -> RunDirectory:
-    """A run whose second system has scored the held-out texts, too."""
+def made_run(
+    folder: Path, ensemble: str | None, validation_rows: int = 90, fine_tune: bool | None = None
+) -> RunDirectory:
+    """A run whose second system has scored the held-out texts, too; with a fine-tune that is given,
+    whether it knows of it."""
     run = make_run(folder, validation_rows=validation_rows)
     held_out = pq.read_table(run.dataset_path / "validation.parquet")
+    tested = pq.read_table(run.dataset_path / "test.parquet")
     random = np.random.default_rng(8)
     write_scores(random, run.validation_scores, CLASSES, held_out, system="tfidf", shards=1)
     manifest = run.manifest()
+    if fine_tune is not None:
+        random = np.random.default_rng(9)
+        for store, texts in ((run.validation_scores, held_out), (run.scores, tested)):
+            write_scores(random, store, CLASSES, texts, system="discriminative", shards=1)
+        manifest["selection"] = SelectionReport(
+            key="k", budget_seconds=1, held_out_texts=90, chosen="independent", reason="r",
+            fine_tune=fine_tune, trials=[],
+        ).model_dump(mode="json")  # fmt: skip
     manifest["config"]["posterior"]["ensemble"] = ensemble
     run.write_manifest(manifest)
     return run
@@ -259,15 +276,40 @@ def test_a_second_system_without_scores_is_left_out_and_said(tmp_path, lost, sai
     assert report.answer == "uncalibrated"
 
 
+def test_of_two_the_one_is_taken_that_helps_more(tmp_path):
+    run = made_run(tmp_path / "run", "auto", fine_tune=True)
+    fits = {
+        system: infer(run, ensemble=system).fit.ensemble.trial.nll_together
+        for system in ("tfidf", "discriminative")
+    }
+    assert len(set(fits.values())) == 2
+    best = min(fits, key=fits.get)
+    assert infer(run).fit.ensemble.system == best
+    assert ensemble_of(run) == (best, True)
+    # Without the better one's scores the other is taken, and that is said.
+    other = max(fits, key=fits.get)
+    run.validation_scores.retire(best, ())
+    report = build_report(run)
+    assert report.calibration.ensemble.system == other
+    lost = f"A second system was left out: {best} has not scored the held-out texts."
+    assert lost in report.notes
+
+
+def test_a_fine_tune_that_a_comparison_left_there_is_not_the_runs(tmp_path):
+    run = made_run(tmp_path / "run", "auto", fine_tune=False)
+    assert infer(run).fit.ensemble.system == "tfidf"
+    assert infer(run, ensemble="discriminative").fit.ensemble.system == "discriminative"
+
+
 def test_too_few_held_out_texts_take_none_unless_it_is_asked_for(tmp_path):
     run = made_run(tmp_path / "run", "auto", validation_rows=40)
     report = build_report(run)
     assert report.calibration.ensemble is None
     assert report.answer == "uncalibrated"
-    assert ensemble_taken(run) is False
+    assert ensemble_of(run) == (None, True)
     assert build_report(run, ensemble="tfidf").calibration.ensemble.taken
-    assert ensemble_taken(run, "tfidf") is True
-    assert ensemble_taken(run, "nbsvm") is None
+    assert ensemble_of(run, "tfidf") == ("tfidf", True)
+    assert ensemble_of(run, "nbsvm") == ("nbsvm", False)
 
 
 def test_a_second_system_that_is_wrong_is_left_out_and_said(tmp_path):
@@ -395,8 +437,55 @@ def test_evaluating_its_own_texts_leaves_what_others_scored(finished, data, tmp_
 
 
 @pytest.mark.ray
+def test_a_fine_tune_that_was_asked_for(finished, data, tmp_path):
+    """Trained and scored by the run, once; whole; applied to other texts."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    run = RunDirectory(folder)
+    command = [
+        "run", "--data-dir", str(data / "data"), "--model", str(data / "base"),
+        "--validation-fraction", "0.3", "--epochs", "1", "--batch-size", "16",
+        "--learning-rate", "5e-3", "--num-cpus", "2", "--memory-gb", "8",
+        "--output-dir", str(folder), "--recipe", "independent", "--ensemble", "discriminative",
+    ]  # fmt: skip
+    planned = " ".join(succeed("plan", *command[1:]).split())
+    assert "beside it the discriminative fine-tune: to be trained" in planned
+    said = " ".join(succeed(*command).split())
+    assert "1 discriminative model trained" in said
+    assert "The discriminative fine-tune stands beside its likelihoods: it was asked for" in said
+    assert {"class-lm", "tfidf", "discriminative"} <= set(run.scores.systems())
+    report = report_of(run)
+    assert report.calibration.ensemble.system == "discriminative"
+    assert "discriminative" in report.baselines
+    assert run.manifest()["systems"] == ["class-lm", "discriminative"]
+    assert "whole" in succeed("verify", str(folder))
+    again = succeed(*command)
+    assert "trained" not in again
+    assert "nothing to score" in again
+    # Other texts, labelled and not, are scored by the committed fine-tune.
+    output = tmp_path / "answers.jsonl"
+    succeed("classify", "--model-dir", str(folder), str(data / "new.jsonl"),
+            "--num-cpus", "2", "--output", str(output))  # fmt: skip
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert all(row["answer"] == row["calibrated_predicted"] for row in rows)
+    make_data(tmp_path / "other", train=2, test=6)
+    succeed("evaluate", "--model-dir", str(folder), "--data-dir", str(tmp_path / "other"),
+            "--num-cpus", "2", "--output", str(tmp_path / "report.json"))  # fmt: skip
+    evaluated = json.loads((tmp_path / "report.json").read_text())["calibration"]["ensemble"]
+    assert evaluated["weight"] == report.calibration.ensemble.weight
+    # Without the model there is no ensemble for new texts, and that is said.
+    shutil.rmtree(folder / "systems")
+    shutil.rmtree(folder / "evaluations")
+    said = " ".join(succeed("classify", "--model-dir", str(folder), str(data / "new.jsonl"),
+                            "--num-cpus", "2", "--output", str(output)).split())  # fmt: skip
+    assert "there is no ensemble" in said
+
+
+@pytest.mark.ray
 def test_a_name_that_is_none(data, tmp_path):
     code, said = gencls("run", "--data-dir", str(data / "data"), "--ensemble", "tf-idf",
                         "--output-dir", str(tmp_path / "run"))  # fmt: skip
     assert code != 0
-    assert "'tf-idf' is not one of 'none', 'auto', 'tfidf', 'nbsvm'" in " ".join(said.split())
+    assert "'tf-idf' is not one of 'none', 'auto', 'tfidf', 'nbsvm', 'discriminative'" in " ".join(
+        said.split()
+    )

@@ -14,6 +14,7 @@ from model_fixtures import make_model_folder
 from pydantic import ValidationError
 from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
+import cluster.pipeline
 import cluster.selection
 import cluster.trial
 import gencls_core.selection
@@ -21,7 +22,7 @@ from cluster.pipeline import run_all
 from gencls_core.calibration import fit_calibration
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.errors import TrainingError
-from gencls_core.events import ClassTrained, Event, StageStarted
+from gencls_core.events import ClassTrained, Event, Note, StageStarted
 from gencls_core.posterior import FOLDS, cross_fitted, label_prior, posterior_of
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import LikelihoodMatrix
@@ -253,7 +254,11 @@ def test_a_run_takes_one_recipe_and_says_why(chosen):
     # From now on it is a run of that recipe.
     config = run.manifest()["config"]["recipe"]
     assert (config["recipe"], run.system) == (taken["recipe"], run.scores.records()[0].system)
-    assert set(run.scores.systems()) == {run.system, "tfidf"}
+    # The budget has time for a fine-tune beside.
+    assert set(run.scores.systems()) == {run.system, "tfidf", "discriminative"}
+    assert set(run.validation_scores.systems()) == {run.system, "tfidf", "discriminative"}
+    assert found["fine_tune"]
+    assert "discriminative fine-tune" in said
     for page in ("report.md", "report.html"):
         text = (folder / "report" / page).read_text()
         assert "Choice of the recipe" in text
@@ -305,7 +310,8 @@ def test_another_budget_trains_nothing_that_was_tried(chosen, data, tmp_path):
 @pytest.mark.ray
 def test_plan_says_what_would_be_tried(data, tmp_path):
     planned = " ".join(succeed("plan", *command(data, tmp_path / "run")[1:]).split())
-    assert "joint is tried first, then, while 1h last: conditional, independent" in planned
+    beside = "a fine-tune beside it (--ensemble), conditional, independent"
+    assert f"joint is tried first, then, while 1h last: {beside}" in planned
     assert "54 held-out texts" in planned
     assert not (tmp_path / "run").exists()
 
@@ -318,6 +324,9 @@ def test_the_budget_leaves_recipes_out_but_never_the_first(data, tmp_path):
     selection = RunDirectory(tmp_path / "run").manifest()["selection"]
     assert selection["chosen"] == "joint"
     assert "no other" in selection["reason"]
+    assert not selection["fine_tune"]
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert any("the discriminative fine-tune beside it is left out: it would" in n for n in notes)
     assert ["it would take about" in (t["note"] or "") for t in selection["trials"]] == [
         False,
         True,
@@ -406,6 +415,24 @@ def test_a_candidate_that_fails_ends_nothing(data, tmp_path, monkeypatch):
     # It is written down: another budget does not try it again, though it would work now.
     monkeypatch.undo()
     assert trained(list(run_all(with_recipe(config, "auto", budget="2h")))) == []
+
+
+@pytest.mark.ray
+def test_a_fine_tune_that_fails_ends_nothing(data, tmp_path, monkeypatch):
+    stage = cluster.pipeline.train_stage
+
+    def fails(preparation, *arguments):
+        if preparation.system.name == "discriminative":
+            raise TrainingError("the loss is no longer a finite number")
+        yield from stage(preparation, *arguments)
+
+    monkeypatch.setattr(cluster.pipeline, "train_stage", fails)
+    events = list(run_all(config_of(data, tmp_path / "run")))
+    [note] = [e.message for e in events if isinstance(e, Note) and "is left out" in e.message]
+    assert note.endswith("it failed: the loss is no longer a finite number")
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert report["calibration"]["ensemble"]["system"] == "tfidf"
+    assert any("discriminative has not scored" in note for note in report["notes"])
 
 
 @pytest.mark.ray

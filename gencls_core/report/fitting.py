@@ -5,11 +5,12 @@ Everything comes from committed score shards and the manifest; nothing is scored
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
-from gencls_core.ensemble import EnsembleTrial, companion_of, judge_ensemble, with_beside
+from gencls_core.ensemble import EnsembleTrial, companions_of, judge_ensemble, with_beside
 from gencls_core.errors import DataError, StoreError
 from gencls_core.posterior import label_prior
 from gencls_core.run import RunDirectory, system_of
@@ -21,7 +22,7 @@ __all__ = [
     "EnsembleFit",
     "Fitter",
     "decided_by_loss",
-    "ensemble_taken",
+    "ensemble_of",
     "with_ensemble",
 ]
 
@@ -70,6 +71,14 @@ class Fitter:
     origin: RunDirectory
     classes: tuple[str, ...]
     by_loss: bool
+
+    @property
+    def has_fine_tune(self) -> bool:
+        """Whether the run chose its recipe, and trained a fine-tune beside."""
+        try:
+            return bool((self.origin.manifest().get("selection") or {}).get("fine_tune"))
+        except StoreError:  # an evaluation that was moved away from its run
+            return False
 
     def _held_out(self, system: str) -> LikelihoodMatrix | None:
         """Give what a system says of the held-out texts; None where it scored none."""
@@ -144,13 +153,18 @@ def _wanted(manifest: dict[str, Any], ensemble: str | None) -> str | None:
     return setting
 
 
-def _ensemble_setting(
-    manifest: dict[str, Any], ensemble: str | None, held_out: int
-) -> _EnsembleSetting | None:
+def _settings(
+    fitter: Fitter, manifest: dict[str, Any], ensemble: str | None, held_out: int
+) -> list[_EnsembleSetting]:
+    """Give the second systems that are to be tried."""
     wanted = _wanted(manifest, ensemble)
-    baseline = manifest["config"].get("baseline", True)
-    system = companion_of(wanted, baseline=baseline, held_out=held_out)
-    return None if system is None else _EnsembleSetting(system, always=wanted != "auto")
+    systems = companions_of(
+        wanted,
+        baseline=manifest["config"].get("baseline", True),
+        fine_tune=fitter.has_fine_tune,
+        held_out=held_out,
+    )
+    return [_EnsembleSetting(system, always=wanted != "auto") for system in systems]
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,26 @@ class _EnsembleSetting:
     system: str
     always: bool
     """Whether it was asked for by name."""
+
+
+def _best_fit(
+    fitter: Fitter, alone: CalibrationFit, settings: Sequence[_EnsembleSetting]
+) -> tuple[CalibrationFit | None, list[Exception]]:
+    """Fit each second system; give the one by which held-out texts are predicted best, and why
+    others could not be tried."""
+    fits: list[CalibrationFit] = []
+    problems: list[Exception] = []
+    for setting in settings:
+        try:
+            fits.append(fitter.together(alone, setting))
+        except (DataError, StoreError) as error:
+            problems.append(error)
+    return min(fits, key=_loss, default=None), problems
+
+
+def _loss(fit: CalibrationFit) -> tuple[bool, float]:
+    assert fit.ensemble is not None
+    return not fit.ensemble.taken, fit.ensemble.trial.nll_together
 
 
 def with_ensemble(
@@ -174,28 +208,28 @@ def with_ensemble(
     if alone is None:
         by_name = _wanted(manifest, ensemble) not in (None, "none", "auto")
         return None, None, ("There is no ensemble without calibration.",) if by_name else ()
-    setting = _ensemble_setting(manifest, ensemble, len(alone.texts))
-    if setting is None:
-        return alone, None, ()
-    try:
-        fit = fitter.together(alone, setting)
-        assert fit.ensemble is not None
-        if not fit.ensemble.taken:
-            return fit, None, ()
-        return fit, fitter.companion(setting.system, alone.system), ()
-    except (DataError, StoreError) as error:
-        # A help, not the result: the figures stand without it.
-        return alone, None, (f"There is no ensemble: {str(error).splitlines()[0]}.",)
+    settings = _settings(fitter, manifest, ensemble, len(alone.texts))
+    fit, problems = _best_fit(fitter, alone, settings)
+    companion = None
+    if fit is not None and fit.ensemble is not None and fit.ensemble.taken:
+        try:
+            companion = fitter.companion(fit.ensemble.system, alone.system)
+        except (DataError, StoreError) as error:
+            fit, problems = None, [*problems, error]
+    # A help, not the result: the figures stand without it.
+    what = "There is no ensemble" if fit is None else "A second system was left out"
+    notes = tuple(f"{what}: {str(problem).splitlines()[0]}." for problem in problems)
+    return fit or alone, companion, notes
 
 
-def ensemble_taken(
+def ensemble_of(
     origin: RunDirectory,
     ensemble: str | None = None,
     *,
     run: RunDirectory | None = None,
     by_loss: bool = False,
-) -> bool | None:
-    """Say whether a second system stands beside the likelihoods of a run, by its held-out texts.
+) -> tuple[str | None, bool]:
+    """Give the second system that stands beside the likelihoods of a run, by its held-out texts.
 
     Args:
         origin: a run whose held-out texts were scored.
@@ -204,21 +238,20 @@ def ensemble_taken(
         by_loss: whether labels are decided by the original experiment's scores.
 
     Returns:
-        None where the held-out texts do not say: the second system has not scored them.
+        Its name, None where there is none; and whether that is known: not where a system that is
+        asked for has not scored the held-out texts yet.
     """
     manifest = origin.manifest()
     fitter = Fitter(run or origin, origin, tuple(manifest["classes"]), by_loss)
     alone, _ = fitter.fit(system_of(manifest))
     if alone is None:
-        return False
-    setting = _ensemble_setting(manifest, ensemble, len(alone.texts))
-    if setting is None:
-        return False
-    try:
-        found = fitter.together(alone, setting).ensemble
-    except (DataError, StoreError):
-        return None
-    return found is not None and found.taken
+        return None, True
+    settings = _settings(fitter, manifest, ensemble, len(alone.texts))
+    fit, _ = _best_fit(fitter, alone, settings)
+    if fit is None:
+        return next((setting.system for setting in settings), None), not settings
+    found = fit.ensemble
+    return found.system if found is not None and found.taken else None, True
 
 
 def decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:
