@@ -5,13 +5,16 @@ Light ones learn in the driver (`stages.baseline_stage`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from cluster.failures import reason_of
 from cluster.preparation import Preparation, prepare_run
 from cluster.turn import has_work
 from gencls_core.ensemble import companions_of
 from gencls_core.errors import ResourceError
 from gencls_core.systems.registry import MODEL_SYSTEMS
 
-__all__ = ["companions", "model_beside", "works"]
+__all__ = ["companions", "model_beside", "without_fine_tune", "works"]
 
 
 def companions(preparation: Preparation) -> tuple[str, ...]:
@@ -21,12 +24,14 @@ def companions(preparation: Preparation) -> tuple[str, ...]:
         config.posterior.ensemble,
         baseline=config.baseline,
         fine_tune=selection is not None and selection.fine_tune,
-        held_out=preparation.dataset.held_out,
+        held_out=preparation.dataset.held_out
+        if selection is None or not selection.parts
+        else selection.held_out_texts,
     )
 
 
-def model_beside(preparation: Preparation) -> Preparation | None:
-    """Prepare the one that is made of a language model; None where there is none.
+def model_beside(preparation: Preparation) -> tuple[Preparation | None, str | None]:
+    """Prepare the one that is made of a language model, or say why it cannot be had.
 
     It has the training settings that were asked for, not those that were chosen for the recipe.
 
@@ -39,22 +44,32 @@ def model_beside(preparation: Preparation) -> Preparation | None:
         if name not in MODEL_SYSTEMS:
             continue
         try:
-            return prepare_run(
+            found = prepare_run(
                 config,
                 preparation.dataset,
                 preparation.run,
                 system=MODEL_SYSTEMS[name],
                 budget=preparation.budget,
             )
-        except ResourceError:
+        except ResourceError as error:
             if config.posterior.ensemble != "auto":
                 raise
-    return None
+            return None, reason_of(error)
+        return found, None
+    return None, None
+
+
+def without_fine_tune(preparation: Preparation, reason: str) -> Preparation:
+    """Let a run do without the fine-tune that it had time for, and say why."""
+    selection = preparation.selection
+    assert selection is not None, "it was thought of when the recipe was chosen"
+    changes = {"fine_tune": False, "fine_tune_note": reason}
+    return replace(preparation, selection=selection.model_copy(update=changes))
 
 
 def works(preparation: Preparation, *, score: bool) -> bool:
     """Say whether a run has anything to do that takes CPUs or GPUs."""
     if has_work(preparation, score=score):
         return True
-    beside = model_beside(preparation) if score else None
+    beside, _ = model_beside(preparation) if score else (None, None)
     return beside is not None and has_work(beside, score=True)

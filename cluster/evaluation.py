@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.connection import Workplace
+from cluster.failures import FAILURES, reason_of
 from cluster.manifest import committed_models, manifest_of, previous_manifest
 from cluster.other_texts import OtherTexts, evaluated_settings, other_texts
 from cluster.preparation import Preparation, main_system, model_digest
@@ -28,6 +29,7 @@ from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.scoring_job import ModelSystem, model_names
+from gencls_core.systems.names import system_title
 from gencls_core.systems.registry import MODEL_SYSTEMS
 
 __all__ = ["classify_texts", "evaluate_models"]
@@ -202,10 +204,18 @@ class _Evaluation:
         config, source = self.preparation.config, self.source
         by_loss = config.scoring.likelihood == "loss"
         wanted, run = config.posterior.ensemble, self.preparation.run
-        beside, _ = ensemble_of(source, wanted, run=run, by_loss=by_loss)
-        if beside is not None:
-            model = MODEL_SYSTEMS.get(beside)
-            yield from self._light_beside(beside) if model is None else self._model_beside(model)
+        beside = ensemble_of(source, wanted, run=run, by_loss=by_loss)
+        if beside is None:
+            return
+        if beside not in MODEL_SYSTEMS:
+            yield from self._light_beside(beside)
+            return
+        try:
+            yield from self._model_beside(MODEL_SYSTEMS[beside])
+        except FAILURES as error:
+            if wanted != "auto":
+                raise
+            yield Note(f"{system_title(beside)} is left out: {reason_of(error)}")
 
     def _model_beside(self, system: ModelSystem) -> Iterator[Event]:
         """Score the texts with a second system that the run has trained."""

@@ -98,14 +98,14 @@ def manifest_of(
         beside: a second system that the run trains for an ensemble.
     """
     config, dataset = preparation.config, preparation.dataset
-    name = preparation.system.name
     systems = (preparation,) if beside is None else (preparation, beside)
     names = [found.system.name for found in systems]
     manifest = cell_manifest(config, dataset, systems, names, previous)
     # What other recipes have left in the run was made with settings of its own.
     settings = dict.fromkeys(previous.get("systems", ()), previous.get("config"))
     settings |= previous.get("settings", {})
-    manifest["settings"] = {**settings, name: manifest["config"]}
+    own = {found.system.name: found.config.model_dump(mode="json") for found in systems}
+    manifest["settings"] = {**settings, **own}
     if preparation.selection is not None:
         manifest["selection"] = preparation.selection.model_dump(mode="json")
     return manifest

@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.companions import model_beside, works
+from cluster.companions import model_beside, without_fine_tune, works
 from cluster.connection import Workplace
+from cluster.failures import FAILURES, reason_of
 from cluster.job_context import refuse_temporary
 from cluster.manifest import manifest_of, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
@@ -32,11 +33,11 @@ from cluster.stages import (
     report_stage,
     train_stage,
 )
-from cluster.trial import FAILURES, reason_of
-from cluster.turn import in_turn
+from cluster.turn import has_work, in_turn
 from cluster.workload import training_of
-from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, ResolvedTraining, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
+from gencls_core.ensemble import FINE_TUNE
 from gencls_core.errors import IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
@@ -160,7 +161,7 @@ def _work(
     """Do what is missing, and keep `run.json` true whatever happens."""
     run = preparation.run
     previous = previous_manifest(run)
-    beside = model_beside(preparation) if score else None
+    beside, lacking = model_beside(preparation) if score else (None, None)
     manifest = _begin(preparation, previous, beside)
     # Time spent on the same settings before, for example by an invocation that was stopped.
     before = previous.get("seconds") or 0.0 if _is_as_before(preparation, previous) else 0.0
@@ -169,11 +170,16 @@ def _work(
         if preparation.must_choose:
             worked = True
             preparation = yield from choose_recipe(preparation, place, lease, scores=score)
-            beside = model_beside(preparation) if score else None
+            beside, lacking = model_beside(preparation) if score else (None, None)
             manifest = _begin(preparation, previous, beside)
-        for event in _stages(preparation, beside, place, lease, score=score):
+        failed = [lacking] if lacking else []
+        for event in _stages(preparation, beside, place, lease, failed, score=score):
             worked = worked or not isinstance(event, ClassReused | StageStarted)
             yield event
+        for reason in failed:
+            yield Note(f"{system_title(FINE_TUNE)} is left out: {reason}")
+            preparation = without_fine_tune(preparation, reason)
+            manifest = manifest_of(preparation, previous)
         status = "finished"
     except IncompleteError:
         status = "incomplete"
@@ -221,14 +227,13 @@ def _begin(
 
 def _beside(beside: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:
     """Train and score the second system of an ensemble."""
-    try:
-        beside = yield from base_stage(beside, place)
-        yield from train_stage(beside, place, lease)
-        yield from score_stage(beside, place, lease)
-    except FAILURES as error:
-        if beside.config.posterior.ensemble != "auto":
-            raise
-        yield Note(f"{system_title(beside.system.name)} is left out: {reason_of(error)}")
+    for note in beside.notes:
+        yield Note(note)
+    if has_work(beside, score=True):
+        beside.run.drop_report()  # it rests on what is about to be replaced
+    beside = yield from base_stage(beside, place)
+    yield from train_stage(beside, place, lease)
+    yield from score_stage(beside, place, lease)
 
 
 def _is_as_before(preparation: Preparation, previous: dict[str, Any]) -> bool:
@@ -236,11 +241,12 @@ def _is_as_before(preparation: Preparation, previous: dict[str, Any]) -> bool:
     before, system = _settings_of(previous), preparation.system
     if before is None or before.recipe.recipe != preparation.config.recipe.recipe:
         return False
-    taken = previous.get("training", {}).get(system.name)
-    if taken is None:
-        taken = training_of(before, preparation.dataset, system).model_dump(mode="json")
-    now = preparation.training.model_dump(mode="json")
-    return bool(taken == now and _but_training(before) == _but_training(preparation.config))
+    recorded = previous.get("training", {}).get(system.name)
+    taken = training_of(before, preparation.dataset, system)
+    if recorded is not None:
+        taken = ResolvedTraining(**recorded)
+    same = _but_training(before) == _but_training(preparation.config)
+    return same and taken == preparation.training
 
 
 def _but_training(config: RunConfig) -> RunConfig:
@@ -262,17 +268,25 @@ def _stages(
     beside: Preparation | None,
     place: Workplace,
     lease: Lease,
+    failed: list[str],
     *,
     score: bool,
 ) -> Iterator[Event]:
+    """Do what is missing; why a second system failed that was not asked for goes to `failed`."""
     preparation = yield from base_stage(preparation, place)
     yield from train_stage(preparation, place, lease)
     if not score:
         return
     yield from score_stage(preparation, place, lease)
     lease.check()
-    if beside is not None:
-        yield from _beside(beside, place, lease)
     if not preparation.config.baseline:
         preparation.run.scores.retire(BASELINE, ())
     yield from baseline_stage(preparation, lease)
+    if beside is None:
+        return
+    try:
+        yield from _beside(beside, place, lease)
+    except FAILURES as error:
+        if beside.config.posterior.ensemble != "auto":
+            raise
+        failed.append(reason_of(error))

@@ -7,29 +7,41 @@
 The model that is taken becomes the run's own, and run.json says what was chosen and why: from then
 on the run is one of that recipe. What a candidate cost is read from what it committed, so a choice
 that was interrupted goes on to the same end.
+
+Where few texts are held out, candidates are cross-validated (`cross_validation.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from cluster.connection import Workplace
+from cluster.cross_validation import Part, make_parts, parts_of
+from cluster.failures import FAILURES, reason_of
 from cluster.manifest import previous_manifest
-from cluster.preparation import Preparation, main_system, prepare_run
+from cluster.preparation import Preparation, prepare_run
 from cluster.resources import Budget
 from cluster.stages import base_stage
-from cluster.trial import FAILURES, RECORD, Outcome, Trial, reason_of
-from cluster.workload import training_of
-from gencls_core.config import ResolvedTraining, RunConfig
+from cluster.trial import RECORD, Outcome, Trial
+from cluster.trial_costs import Costs, takes, training_of_candidate
+from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.datasets import Dataset
-from gencls_core.ensemble import FINE_TUNE
+from gencls_core.ensemble import FINE_TUNE, companions_of
 from gencls_core.errors import counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.run import RunDirectory
-from gencls_core.selection import MIN_HELD_OUT, Candidate, Verdict, candidates_of, judge
+from gencls_core.selection import (
+    Candidate,
+    Verdict,
+    candidates_of,
+    is_part_name,
+    judge,
+    part_name,
+)
 from gencls_core.selection_report import SelectionReport, TrialReport
 from gencls_core.storage import children, digest_of, remove_tree
 from gencls_core.systems.names import system_title
@@ -97,68 +109,211 @@ def choose_recipe(
         lease: the ownership of the run.
         scores: whether texts are scored, too.
     """
-    began = time.perf_counter()
     config = first.asked
     assert config is not None, "the recipe is open"
-    candidates = candidates_of(config)
+    parts = parts_of(config, first.dataset) if scores else 0
     reason = why_not_chosen_by(first.dataset)
-    if reason is not None:
+    if reason is not None and not parts:
+        candidates = candidates_of(config)
         yield Note(f"nothing is chosen, recipe {candidates[0].name} is taken: {reason}")
-        report = _report(config, first, candidates, {}, {candidates[0].name: reason}, None)
-        return replace(first, selection=report)
+        return replace(first, selection=_untried(config, first, reason))
     first = yield from base_stage(first, place)
-    yield StageStarted(
-        "choose",
-        f"trying up to {len(candidates)} recipes for {config.recipe.budget} in all, by "
-        f"{first.dataset.held_out:,} held-out texts",
-    )
-    trials: dict[str, Trial] = {}
-    outcomes: dict[str, Outcome] = {}
-    left_out: dict[str, str] = {}
-    kept_free = 0.0
-    for number, candidate in enumerate(candidates):
-        if too_long := _too_long(candidate, outcomes, config, first.dataset, kept_free):
-            left_out[candidate.name] = too_long
-            yield Note(f"recipe {candidate.name} is left out: {too_long}")
-            continue
-        yield StageStarted("system", f"recipe {candidate.name} ({number + 1} of {len(candidates)})")
-        try:
-            trial = Trial.of(candidate, config, first)
-            found = trial.before()
-            if isinstance(found, str) and outcomes:
-                left_out[candidate.name] = found
-                continue
-            if not isinstance(found, Outcome):
-                found = yield from trial.run(place, lease)
-        except FAILURES as error:
-            if not outcomes:
-                raise
-            left_out[candidate.name] = reason_of(error)
-            yield Note(f"recipe {candidate.name}: {left_out[candidate.name]}")
-            continue
-        trials[candidate.name], outcomes[candidate.name] = trial, found
-        yield StageFinished(
-            "system",
-            f"recipe {candidate.name}: NLL {found.nll.mean():.3f}, accuracy {found.accuracy:.1%} "
-            "of the held-out texts, calibrated",
-            found.seconds,
-        )
-        if len(outcomes) == 1 and _wants_fine_tune(config):
-            kept_free = _seconds_of_fine_tune(candidate, found, config, first.dataset)
-            if (left := _left(config, outcomes)) < kept_free:
-                too_long = _takes(kept_free, left)
-                yield Note(f"{system_title(FINE_TUNE)} beside it is left out: {too_long}")
-                kept_free = 0.0
-    verdict = judge([outcome.nll for outcome in outcomes.values()])
-    taken = list(trials.values())[verdict.chosen]
-    report = _report(config, first, candidates, outcomes, left_out, verdict)
-    report = report.model_copy(update={"fine_tune": kept_free > 0})
-    taken.adopt(lease)
+    choice = _Choice(first, config, parts, place, lease, scores=scores)
+    report = yield from choice.made()
     _clear(first.run, lease)
-    yield StageFinished("choose", f"{report.chosen}: {report.reason}", time.perf_counter() - began)
-    settings = taken.candidate.applied(config)
+    taken = next(c for c in candidates_of(config) if c.name == report.chosen)
+    settings = taken.applied(config)
     chosen = prepare_run(settings, first.dataset, first.run, budget=first.budget, scores=scores)
     return replace(chosen, asked=config, selection=report)
+
+
+class _Choice:
+    """A choice under way."""
+
+    def __init__(
+        self,
+        first: Preparation,
+        config: RunConfig,
+        parts: int,
+        place: Workplace,
+        lease: Lease,
+        *,
+        scores: bool,
+    ) -> None:
+        self._first, self._config = first, config
+        self._dataset = first.dataset
+        self._place, self._lease = place, lease
+        self._candidates = candidates_of(config)
+        self._costs = Costs(config, first.dataset, self._candidates, parts)
+        self._parts: list[Part] = []
+        self._outcomes: dict[str, Outcome] = {}
+        self._left_out: dict[str, str] = {}
+        self._spent = 0.0
+        self._kept_free = 0.0
+        """Seconds of the fine-tune that is to stand beside; 0 for none."""
+        self._fine_tune_note: str | None = None
+        self._wants_fine_tune = scores and _wants_fine_tune(config)
+
+    def made(self) -> Generator[Event, None, SelectionReport]:
+        """Try, judge and take one; its model, where there is one already, becomes the run's."""
+        began = time.perf_counter()
+        config, parts, first = self._config, self._costs.parts, self._candidates[0]
+        texts, by = self._dataset.held_out, "held-out texts"
+        if parts:
+            texts, by = self._dataset.split("train").rows, f"train texts in {parts} parts"
+        few = texts < MIN_HELD_OUT
+        candidates = self._candidates[:1] if few else self._candidates
+        yield StageStarted(
+            "choose",
+            f"trying up to {counted(len(candidates), 'recipe')} for {config.recipe.budget} in all, "
+            f"by {texts:,} {by}",
+        )
+        if parts and (reason := (yield from self._why_no_parts())):
+            yield Note(f"nothing is chosen, recipe {first.name} is taken: {reason}")
+            self._adopt(first)
+            return _untried(config, self._first, reason)
+        for number, candidate in enumerate(candidates):
+            yield from self._try(candidate, number)
+            if not self._outcomes:
+                self._adopt(first)
+                return _untried(config, self._first, self._left_out[first.name])
+        yield from self._try_beside()
+        verdict = judge([outcome.nll for outcome in self._outcomes.values()])
+        report = _report(
+            config, self._first, self._candidates, self._outcomes, self._left_out, verdict
+        )
+        changes: dict[str, Any] = {
+            "held_out_texts": texts,
+            "parts": parts,
+            "fine_tune": self._kept_free > 0,
+            "fine_tune_note": self._fine_tune_note,
+        }
+        if few:
+            too_few = f"{counted(texts, 'train text')} cannot tell recipes apart"
+            changes["reason"] = f"{too_few}, so the first was taken"
+        report = report.model_copy(update=changes)
+        taken = next(c for c in self._candidates if c.name == report.chosen)
+        if not parts or taken == first:
+            self._adopt(taken)
+        spent = time.perf_counter() - began
+        yield StageFinished("choose", f"{report.chosen}: {report.reason}", spent)
+        return report
+
+    def _trial(self, name: str, settings: RunConfig, part: Part | None = None) -> Trial:
+        system = MODEL_SYSTEMS.get(name)
+        if part is None:
+            return Trial.of(name, settings, self._first, system=system)
+        folder = part_name(part.number, name)
+        return Trial.of(folder, settings, self._first, dataset=part.dataset, system=system)
+
+    def _adopt(self, candidate: Candidate) -> None:
+        self._trial(candidate.name, candidate.applied(self._config)).adopt(self._lease)
+
+    def _why_no_parts(self) -> Generator[Event, None, str]:
+        """Train the first candidate on all train texts, and make the parts if there is time left
+        for them; else say why not."""
+        candidate = self._candidates[0]
+        yield StageStarted("system", f"recipe {candidate.name}, all train texts")
+        trial = self._trial(candidate.name, candidate.applied(self._config))
+        found = trial.before()
+        if not isinstance(found, Outcome):
+            found = yield from trial.run(self._place, self._lease)
+        self._spent += found.seconds
+        needed, left = self._costs.cross_validation(found), self._costs.left(self._spent)
+        if needed > left:
+            few = why_not_chosen_by(self._dataset)
+            return f"{few}; of a cross-validation of the train texts, {takes(needed, left)}"
+        self._parts = make_parts(self._first, self._costs.parts, self._lease)
+        return ""
+
+    def _try(self, candidate: Candidate, number: int) -> Iterator[Event]:
+        """Train and judge a candidate, or say why it is left out."""
+        name, outcomes = candidate.name, self._outcomes
+        if outcomes:
+            needed = self._costs.of_candidate(candidate, outcomes)
+            left = self._costs.left(self._spent) - self._kept_free
+            if needed > left:
+                self._left_out[name] = takes(needed, left)
+                yield Note(f"recipe {name} is left out: {self._left_out[name]}")
+                return
+        yield StageStarted("system", f"recipe {name} ({number + 1} of {len(self._candidates)})")
+        try:
+            found = yield from self._judged(name, candidate.applied(self._config))
+        except FAILURES as error:
+            if not outcomes and not self._parts:
+                raise
+            found = reason_of(error)
+        if isinstance(found, str):
+            self._left_out[name] = found
+            yield Note(f"recipe {name}: {found}")
+            return
+        outcomes[name] = found
+        self._spent += found.seconds
+        by = "train texts, each by a model without it" if self._parts else "held-out texts"
+        yield StageFinished(
+            "system",
+            f"recipe {name}: calibrated NLL {found.nll.mean():.3f} and accuracy "
+            f"{found.accuracy:.1%} of the {by}",
+            found.seconds,
+        )
+        if len(outcomes) == 1 and self._wants_fine_tune and len(found.labels) >= MIN_HELD_OUT:
+            yield from self._keep_free(candidate, found)
+
+    def _keep_free(self, candidate: Candidate, found: Outcome) -> Iterator[Event]:
+        """Keep time for a fine-tune beside, where it fits into what is left."""
+        needed, left = self._costs.of_fine_tune(candidate, found), self._costs.left(self._spent)
+        if needed <= left:
+            self._kept_free = needed
+        else:
+            self._fine_tune_note = takes(needed, left)
+            yield Note(f"{system_title(FINE_TUNE)} beside it is left out: {self._fine_tune_note}")
+
+    def _judged(self, name: str, settings: RunConfig) -> Generator[Event, None, Outcome | str]:
+        """Train on what is not held out, score what is; or give why it failed before."""
+        found = []
+        parts: Sequence[Part | None] = self._parts or [None]
+        for part in parts:
+            trial = self._trial(name, settings, part)
+            outcome = trial.before()
+            if isinstance(outcome, str) and self._outcomes:
+                return outcome
+            if not isinstance(outcome, Outcome):
+                outcome = yield from trial.run(self._place, self._lease)
+            if part is not None:
+                trial.drop_models(self._lease)
+            found.append(outcome)
+        return Outcome.together(found)
+
+    def _try_beside(self) -> Iterator[Event]:
+        """Let second systems of an ensemble score the parts, as they will score held-out texts."""
+        if not self._parts:
+            return
+        config = self._candidates[0].applied(self._config)
+        names = companions_of(
+            config.posterior.ensemble,
+            baseline=config.baseline,
+            fine_tune=self._kept_free > 0,
+            held_out=self._dataset.split("train").rows,
+        )
+        for name in names:
+            if name in MODEL_SYSTEMS:
+                settings = config.model_copy(update={"training": self._config.training})
+                try:
+                    found = yield from self._judged(name, settings)
+                except FAILURES as error:
+                    if config.posterior.ensemble != "auto":
+                        raise
+                    found = reason_of(error)
+                if isinstance(found, str):
+                    self._kept_free, self._fine_tune_note = 0.0, found
+                    yield Note(f"{system_title(name)} beside it is left out: {found}")
+            else:
+                for part in self._parts:
+                    yield from part.score_light(name, config, self._lease)
+
+
+def _wants_fine_tune(config: RunConfig) -> bool:
+    return config.posterior.ensemble in (None, "auto")
 
 
 def _clear(run: RunDirectory, lease: Lease) -> None:
@@ -168,92 +323,19 @@ def _clear(run: RunDirectory, lease: Lease) -> None:
         if (folder / RECORD).exists():
             remove_tree(folder / "models")
             remove_tree(folder / "systems")
-        else:
+        elif not is_part_name(folder.name):
             remove_tree(folder)
-
-
-def _too_long(
-    candidate: Candidate,
-    outcomes: Mapping[str, Outcome],
-    config: RunConfig,
-    dataset: Dataset,
-    kept_free: float,
-) -> str | None:
-    """Say why a candidate does not fit into the budget any more; None where it does.
-
-    What it will take is told from what the most similar one took, by forward passes over tokens.
-    That one may have been tried before this process: all follows from what is committed.
-    """
-    if not outcomes:
-        return None
-    names = {tried.name: tried for tried in candidates_of(config)}
-    like = min(outcomes, key=lambda name: names[name].recipe != candidate.recipe)
-    outcome = outcomes[like]
-    tokens, epochs = (
-        _tokens(candidate, outcome, config),
-        _training(candidate, config, dataset).epochs,
-    )
-    passes = candidate.passes(config.recipe.compared(len(dataset.classes)))
-    seconds = _second_a_pass(names[like], outcome, config, dataset)
-    needed = seconds * passes * tokens * epochs + outcome.seconds - outcome.train_seconds
-    left = _left(config, outcomes) - kept_free
-    return None if needed <= left else _takes(needed, left)
-
-
-def _tokens(candidate: Candidate, outcome: Outcome, config: RunConfig) -> float:
-    """Give the tokens of an average text that a candidate learns from."""
-    tokens_N = outcome.num_tokens
-    if candidate.recipe == "joint":
-        tokens_N = tokens_N.clip(max=config.recipe.tuned_tokens)
-    return float(tokens_N.mean())
-
-
-def _second_a_pass(
-    candidate: Candidate, outcome: Outcome, config: RunConfig, dataset: Dataset
-) -> float:
-    """Give the seconds of a forward pass of training over a token of every train text."""
-    passes = candidate.passes(config.recipe.compared(len(dataset.classes)))
-    return outcome.train_seconds / (passes * _tokens(candidate, outcome, config) * outcome.epochs)
-
-
-def _wants_fine_tune(config: RunConfig) -> bool:
-    return config.posterior.ensemble in (None, "auto")
-
-
-def _seconds_of_fine_tune(
-    candidate: Candidate, outcome: Outcome, config: RunConfig, dataset: Dataset
-) -> float:
-    """Estimate what a discriminative fine-tune would take, from what a candidate took.
-
-    A step forward and backward costs three forward passes, over all of a text.
-    """
-    epochs = training_of(config, dataset, MODEL_SYSTEMS[FINE_TUNE]).epochs
-    work = 3.0 * float(outcome.num_tokens.mean()) * epochs
-    scoring = (outcome.seconds - outcome.train_seconds) / len(dataset.classes)
-    return _second_a_pass(candidate, outcome, config, dataset) * work + scoring
-
-
-def _left(config: RunConfig, outcomes: Mapping[str, Outcome]) -> float:
-    return config.recipe.budget_seconds - sum(done.seconds for done in outcomes.values())
-
-
-def _takes(needed: float, left: float) -> str:
-    from gencls_core.report.words import duration
-
-    return f"it would take about {duration(needed)}, and {duration(max(left, 0.0))} were left"
-
-
-def _training(candidate: Candidate, config: RunConfig, dataset: Dataset) -> ResolvedTraining:
-    settings = candidate.applied(config)
-    return training_of(settings, dataset, main_system(settings))
 
 
 def _key(config: RunConfig, first: Preparation) -> str:
     """Name all that a choice depends on."""
     sections = [config.model, config.sequence, config.training, config.recipe]
+    settings = [section.model_dump(mode="json") for section in sections]
+    if not parts_of(config, first.dataset):
+        del settings[-1]["folds"]
     return digest_of(
         {
-            "settings": [section.model_dump(mode="json") for section in sections],
+            "settings": settings,
             "class_words": config.systems.class_words,
             "candidates": [candidate.name for candidate in candidates_of(config)],
             "classes": first.dataset.classes,
@@ -267,6 +349,12 @@ def _key(config: RunConfig, first: Preparation) -> str:
             **({} if _wants_fine_tune(config) else {"fine_tune": False}),
         }
     )
+
+
+def _untried(config: RunConfig, first: Preparation, reason: str) -> SelectionReport:
+    """Say that the first was taken without a trial."""
+    candidates = candidates_of(config)
+    return _report(config, first, candidates, {}, {candidates[0].name: reason}, None)
 
 
 def _report(
@@ -284,8 +372,8 @@ def _report(
         row = TrialReport(
             name=candidate.name,
             recipe=candidate.recipe,
-            learning_rate=_training(candidate, config, first.dataset).learning_rate,
-            note=untried if verdict is None else left_out.get(candidate.name),
+            learning_rate=training_of_candidate(candidate, config, first.dataset).learning_rate,
+            note=untried if verdict is None else left_out.get(candidate.name, untried),
         )
         if verdict is not None and candidate.name in outcomes:
             number, outcome = tried.index(candidate.name), outcomes[candidate.name]
@@ -297,7 +385,7 @@ def _report(
                 "train_seconds": outcome.train_seconds,
                 "seconds": outcome.seconds,
             }
-            row = row.model_copy(update=figures)
+            row = row.model_copy(update={**figures, "note": None})
         rows.append(row)
     chosen = candidates[0].name if verdict is None else tried[verdict.chosen]
     rates = {candidate.name: candidate.learning_rate for candidate in candidates}

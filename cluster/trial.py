@@ -1,10 +1,11 @@
-"""One candidate of a run that chooses its recipe: trained, judged, and made the run's own."""
+"""One training of a run that chooses its recipe: trained, judged, and made the run's own."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,52 +13,76 @@ from typing import Any
 import numpy as np
 
 from cluster.connection import Workplace
+from cluster.failures import FAILURES, reason_of
 from cluster.manifest import trained_models
 from cluster.preparation import Preparation, prepare_run
 from cluster.scorer import Scorer
 from cluster.stages import train_stage
 from gencls_core.class_models import COMMIT_NAME, ClassModel
 from gencls_core.config import RunConfig
-from gencls_core.errors import (
-    GenclsError,
-    IncompleteError,
-    ModelError,
-    ResourceError,
-    TrainingError,
-    UsageError,
-)
+from gencls_core.datasets import Dataset
 from gencls_core.events import Event
 from gencls_core.ownership import Lease
 from gencls_core.posterior import cross_fitted
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
-from gencls_core.score_matrix import FloatArray, IntArray, read_likelihoods
-from gencls_core.selection import Candidate
-from gencls_core.storage import publish_directory, publish_file, read_json, write_json
+from gencls_core.score_matrix import FloatArray, IntArray, LikelihoodMatrix, read_likelihoods
+from gencls_core.scoring_job import ModelSystem
+from gencls_core.storage import (
+    publish_directory,
+    publish_file,
+    read_json,
+    remove_tree,
+    write_json,
+)
 
-__all__ = ["FAILURES", "RECORD", "Outcome", "Trial", "reason_of"]
+__all__ = ["RECORD", "Outcome", "Trial"]
 
 RECORD = "candidate.json"
-
-FAILURES = (IncompleteError, ModelError, ResourceError, TrainingError, UsageError)
-"""What may be wrong with one candidate and not with the next."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a candidate came to."""
+    """What a training came to, or those of all parts of a cross-validation."""
 
     train_seconds: float
     seconds: float
     """Training, and scoring the held-out texts, as they would take alone."""
     epochs: float
     """Passes over the train texts that were made."""
-    log_posterior: FloatArray
-    """[N, C] of the labelled held-out texts, calibrated without the text itself."""
-    labels: IntArray
-    """[N] class numbers."""
-    num_tokens: IntArray
-    """[N] tokens of each text."""
+    held_out: LikelihoodMatrix | None
+    """Scores of the texts that it is judged by; None where none are held out."""
+
+    @classmethod
+    def together(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """Judge the parts of a cross-validation as one."""
+        return cls(
+            train_seconds=sum(found.train_seconds for found in outcomes),
+            seconds=sum(found.seconds for found in outcomes),
+            epochs=max(found.epochs for found in outcomes),
+            held_out=LikelihoodMatrix.concatenated([found._matrix for found in outcomes]),
+        )
+
+    @property
+    def _matrix(self) -> LikelihoodMatrix:
+        assert self.held_out is not None, "it is judged by some texts"
+        return self.held_out
+
+    @functools.cached_property
+    def log_posterior(self) -> FloatArray:
+        """[N, C] of the labelled held-out texts, calibrated without the text itself."""
+        return cross_fitted(self._matrix)
+
+    @property
+    def labels(self) -> IntArray:
+        """[N] class numbers."""
+        codes_N = self._matrix.label_codes
+        return codes_N[codes_N >= 0]
+
+    @property
+    def num_tokens(self) -> IntArray:
+        """[N] tokens of each text."""
+        return self._matrix.num_tokens[self._matrix.label_codes >= 0]
 
     @property
     def nll(self) -> FloatArray:
@@ -73,27 +98,40 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate in a folder of its own."""
+    """A training in a folder of its own."""
 
-    candidate: Candidate
+    name: str
     preparation: Preparation
     main: RunDirectory
     """The run that chooses."""
 
     @classmethod
-    def of(cls, candidate: Candidate, config: RunConfig, first: Preparation) -> Trial:
-        """Prepare a candidate.
+    def of(
+        cls,
+        name: str,
+        config: RunConfig,
+        first: Preparation,
+        *,
+        dataset: Dataset | None = None,
+        system: ModelSystem | None = None,
+    ) -> Trial:
+        """Prepare a training.
+
+        Args:
+            name: of its folder.
+            config: its settings.
+            first: the run that chooses.
+            dataset: what it learns from and is judged by; default: the run's.
+            system: what is trained; default: what the recipe makes.
 
         Raises:
             ResourceError: when it does not fit.
         """
-        run = RunDirectory(
-            first.run.path / "candidates" / candidate.name, bases=first.run.base_path
-        )
+        run = RunDirectory(first.run.candidate_path(name), bases=first.run.base_path)
         preparation = prepare_run(
-            candidate.applied(config), first.dataset, run, budget=first.budget
+            config, dataset or first.dataset, run, system=system, budget=first.budget
         )
-        return cls(candidate, preparation, first.run)
+        return cls(name, preparation, first.run)
 
     @property
     def _digests(self) -> dict[str, str]:
@@ -141,8 +179,9 @@ class Trial:
         yield from train_stage(preparation, place, lease)
         models = trained_models(preparation)
         with ExitStack() as actors:
-            scorer = Scorer(actors, preparation, place, models)
-            yield from scorer.score(run, lease, preparation.dataset, "validation")
+            if preparation.dataset.held_out:
+                scorer = Scorer(actors, preparation, place, models)
+                yield from scorer.score(run, lease, preparation.dataset, "validation")
         train_seconds = sum(map(_seconds_of, models))
         scoring = sum(record.seconds for record in run.validation_scores.records(system))
         return {
@@ -158,21 +197,22 @@ class Trial:
         store, system = preparation.run.validation_scores, preparation.system.name
         classes = preparation.dataset.classes
         records = store.records(system)
-        rows = preparation.dataset.splits["validation"].rows * len(classes)
-        if sum(shard.rows for shard in records) != rows:
+        if sum(shard.rows for shard in records) != preparation.dataset.held_out * len(classes):
             return None
         if preparation.config.compute.check_scores and store.torn(records):
             return None
-        matrix = read_likelihoods(store, system, classes, records)
-        labelled = matrix.label_codes >= 0
         return Outcome(
             train_seconds=record["train_seconds"],
             seconds=record["seconds"],
             epochs=record["epochs"],
-            log_posterior=cross_fitted(matrix),
-            labels=matrix.label_codes[labelled],
-            num_tokens=matrix.num_tokens[labelled],
+            held_out=read_likelihoods(store, system, classes, records) if records else None,
         )
+
+    def drop_models(self, lease: Lease) -> None:
+        """Remove what it trained: its scores are what it is for."""
+        lease.check()
+        remove_tree(self.preparation.run.path / "models")
+        remove_tree(self.preparation.run.path / "systems")
 
     def adopt(self, lease: Lease) -> None:
         """Make the models and the held-out scores those of the run, where they still are here.
@@ -198,11 +238,6 @@ class Trial:
                 with publish_file(target.shard_path(record.key)) as temporary:
                     temporary.write_bytes(source.shard_path(record.key).read_bytes())
                 write_json(target.record_path(record.key), asdict(record))
-
-
-def reason_of(error: GenclsError) -> str:
-    """Say in one line why a candidate failed."""
-    return f"it failed: {str(error).splitlines()[0]}"
 
 
 def _seconds_of(model: ClassModel) -> float:

@@ -56,6 +56,7 @@ class Checkpoints:
         whole = []
         for path in self.folder.glob("checkpoint-*"):
             if _is_whole(path):
+                _move_best(path)
                 whole.append(path)
             else:
                 shutil.rmtree(path)
@@ -86,15 +87,15 @@ class Checkpoints:
                     target = self.folder / checkpoint.name / file.relative_to(checkpoint)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     file.download(target)
-                _move_best(self.folder / checkpoint.name)
 
 
 def _move_best(checkpoint: Path) -> None:
-    """Let Trainer find the best checkpoint here: it noted the folder of the machine that saved."""
+    """Let Trainer find the best checkpoint here: it noted a folder of another machine, or one from
+    which the run was moved."""
     place = checkpoint / LAST_FILE
     state = json.loads(place.read_text(encoding="utf-8"))
     best = state.get("best_model_checkpoint")
-    if best:
+    if best and best != str(checkpoint.parent / Path(best).name):
         state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
         place.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 

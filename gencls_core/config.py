@@ -33,10 +33,16 @@ from gencls_core.config_sections import (
     SequenceConfig,
     SystemsConfig,
 )
-from gencls_core.config_training import RecipeConfig, ResolvedTraining, TrainingConfig
+from gencls_core.config_training import (
+    MIN_HELD_OUT,
+    RecipeConfig,
+    ResolvedTraining,
+    TrainingConfig,
+)
 from gencls_core.remote_path import Location
 
 __all__ = [
+    "MIN_HELD_OUT",
     "SECTIONS",
     "ComputeConfig",
     "DataConfig",

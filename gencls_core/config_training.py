@@ -10,7 +10,10 @@ from pydantic import Field, field_validator
 
 from gencls_core.config_sections import Positive, Section, with_class
 
-__all__ = ["RECIPES", "RecipeConfig", "ResolvedTraining", "TrainingConfig"]
+__all__ = ["MIN_HELD_OUT", "RECIPES", "RecipeConfig", "ResolvedTraining", "TrainingConfig"]
+
+MIN_HELD_OUT = 50
+"""With fewer labelled held-out texts nothing is chosen by them: no epoch, recipe or ensemble."""
 
 
 class TrainingConfig(Section):
@@ -50,7 +53,8 @@ class TrainingConfig(Section):
         2,
         ge=0,
         description="Stop after this many epochs without a better held-out negative "
-        "log-likelihood; 0 trains all epochs. The best epoch's weights are kept either way.",
+        "log-likelihood; 0 trains all epochs. The best epoch's weights are kept either way; "
+        "but see --average-weights: fewer than 50 labels choose no epoch and stop none.",
     )
     average_weights: bool | None = Field(
         None,
@@ -143,6 +147,13 @@ class RecipeConfig(Section):
         description="`--recipe auto`: seconds of training and scoring that trying recipes may take "
         "in all (90s, 10m, 1h30m; starting processes is not counted); the first is trained however "
         "long it takes.",
+    )
+    folds: int = Field(
+        4,
+        ge=0,
+        description="`--recipe auto` with fewer than 50 held-out texts, and 1,000 train texts at "
+        "most: parts of a cross-validation by which recipes are judged and the calibration is "
+        "fitted, where the budget has time for it; 0 for none.",
     )
     prefix: str = Field(
         "Topic: {class}\n",

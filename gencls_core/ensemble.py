@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow.compute as pc
 
+from gencls_core.config_training import MIN_HELD_OUT
 from gencls_core.errors import StoreError, counted
 from gencls_core.posterior import cross_fitted
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
-from gencls_core.selection import MIN_HELD_OUT, judge
+from gencls_core.selection import judge
 from gencls_core.systems.names import BASELINE
 
 __all__ = ["FINE_TUNE", "EnsembleTrial", "companions_of", "judge_ensemble", "with_beside"]

@@ -8,7 +8,8 @@
 <run>/systems/<system>/     the models of other systems, likewise
 <run>/scores/               test scores      (see gencls_core.scores)
 <run>/validation-scores/    validation scores, for calibration
-<run>/candidates/           recipes that were tried, and their validation scores
+<run>/candidates/           recipes that were tried, and their validation scores; in a
+                            cross-validation those of each part, and part-<k>/, the part itself
 <run>/report/               report.json, report.md, report.html, predictions.parquet
 <run>/evaluations/<id>/     the same layout without models: other texts scored by this run's models
 """
@@ -116,6 +117,10 @@ class RunDirectory:
     def validation_scores(self) -> ScoreStore:
         """Scores of the validation split."""
         return ScoreStore(self.path / "validation-scores")
+
+    def candidate_path(self, name: str) -> Location:
+        """Folder of a training that is tried, or of a part of the train texts."""
+        return self.path / "candidates" / name
 
     def scores_of(self, split: SplitName) -> ScoreStore:
         """Scores of the test or the validation split."""

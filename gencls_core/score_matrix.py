@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +98,35 @@ class LikelihoodMatrix:
             num_windows=self.num_windows[rows],
             loss_scores=losses,
             beside=None if self.beside is None else self.beside[rows],
+        )
+
+    @classmethod
+    def concatenated(cls, matrices: Sequence[LikelihoodMatrix]) -> LikelihoodMatrix:
+        """Put examples of one system and the same classes below each other."""
+        first, *others = matrices
+        if not others:
+            return first
+        assert all((m.classes, m.quantity) == (first.classes, first.quantity) for m in others)
+
+        def stacked(name: str) -> Any:
+            return np.concatenate([getattr(matrix, name) for matrix in matrices])
+
+        def stacked_if_all_have(name: str) -> FloatArray | None:
+            missing = any(getattr(matrix, name) is None for matrix in matrices)
+            return None if missing else stacked(name)
+
+        chunks = [chunk for matrix in matrices for chunk in matrix.example_ids.chunks]
+        return cls(
+            example_ids=pa.chunked_array(chunks, pa.string()),
+            label_codes=stacked("label_codes"),
+            classes=first.classes,
+            scores=stacked("scores"),
+            num_tokens=stacked("num_tokens"),
+            truncated=stacked("truncated"),
+            num_windows=stacked("num_windows"),
+            loss_scores=stacked_if_all_have("loss_scores"),
+            quantity=first.quantity,
+            beside=stacked_if_all_have("beside"),
         )
 
     def example_id(self, row: int) -> str:

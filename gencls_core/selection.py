@@ -22,10 +22,14 @@ import numpy as np
 from gencls_core.config import RunConfig
 from gencls_core.score_matrix import FloatArray
 
-__all__ = ["MIN_HELD_OUT", "Candidate", "Verdict", "candidates_of", "judge"]
-
-MIN_HELD_OUT = 50
-"""With fewer labelled held-out texts nothing is chosen by them."""
+__all__ = [
+    "Candidate",
+    "Verdict",
+    "candidates_of",
+    "is_part_name",
+    "judge",
+    "part_name",
+]
 
 _RATES = (2.0, 0.5)
 """Other learning rates that joint tuning is tried with, as multiples of its default."""
@@ -67,6 +71,16 @@ class Candidate:
         if self.recipe != "joint":
             return 3.0
         return compared + 3.0 * (1.0 + (compared - 1) / 2)
+
+
+def part_name(number: int, name: str | None = None) -> str:
+    """Name the folder of a part of the train texts, or of what `name` says of it."""
+    return f"part-{number}" if name is None else f"{name}-part-{number}"
+
+
+def is_part_name(folder: str) -> bool:
+    """Say whether a folder is that of a part."""
+    return folder.startswith("part-")
 
 
 def candidates_of(config: RunConfig) -> tuple[Candidate, ...]:

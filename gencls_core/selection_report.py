@@ -36,7 +36,12 @@ class SelectionReport(ReportPart):
     key: str = Field(description="SHA-256 over what the choice depends on.")
     budget_seconds: float = Field(description="Time that trying might take.")
     held_out_texts: int = Field(
-        description="Held-out texts; with too few the first recipe is taken."
+        description="Texts that recipes are judged by; with too few the first is taken."
+    )
+    parts: int = Field(
+        0,
+        description="Parts of a cross-validation: the texts are then those of the train split, "
+        "each scored by a model that did not learn from its part; 0: they were held out.",
     )
     chosen: str = Field(description="Name of the recipe that was taken.")
     rate_chosen: bool = Field(
@@ -48,5 +53,8 @@ class SelectionReport(ReportPart):
         False,
         description="Whether the budget has time for a discriminative fine-tune of the base, to "
         "stand beside the likelihoods where held-out texts are better predicted so.",
+    )
+    fine_tune_note: str | None = Field(
+        None, description="Why there is no such fine-tune, where it was thought of."
     )
     trials: list[TrialReport] = Field(description="All recipes, the most promising first.")

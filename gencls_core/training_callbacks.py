@@ -48,7 +48,8 @@ class Saver(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> Any:
         # An epoch's last step is saved with what its end brings: held-out loss and mean weights.
-        if time.monotonic() - self._saved_at >= self._seconds and state.epoch % 1:
+        ends = state.epoch % 1 == 0 or state.global_step >= state.max_steps
+        if time.monotonic() - self._saved_at >= self._seconds and not ends:
             control.should_save = True
         return control
 

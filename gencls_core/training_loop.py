@@ -22,11 +22,10 @@ from transformers.trainer_callback import PrinterCallback
 from gencls_core.averaging import WeightAverage
 from gencls_core.class_models import EpochRecord
 from gencls_core.compilation import compile_layers
-from gencls_core.config import ResolvedTraining
+from gencls_core.config import MIN_HELD_OUT, ResolvedTraining
 from gencls_core.events import TrainingProgress
 from gencls_core.objectives import Objective
 from gencls_core.precision import Precision
-from gencls_core.selection import MIN_HELD_OUT
 from gencls_core.training_batches import Batches, Loader, TextNumbers
 from gencls_core.training_callbacks import Averager, Meter, Saver, not_finite
 from gencls_core.training_task import TrainingTask
@@ -86,10 +85,11 @@ def trainer_arguments(
 def chosen_by_held_out(objective: Objective[Any], config: ResolvedTraining) -> bool:
     """Say whether held-out texts choose the weights that are kept.
 
-    A few labels cannot tell one epoch from another; then the mean of epochs is kept. A text's own
-    likelihood says more: it is a sum over its tokens.
+    A few labels cannot tell one epoch from another; then the mean of epochs is kept, where there
+    are two to average. A text's own likelihood says more: it is a sum over its tokens.
     """
-    if config.average_weights and objective.loss_per == "text":
+    averaged = math.ceil(config.epochs) - math.floor(config.epochs / 2)
+    if config.average_weights and averaged > 1 and objective.loss_per == "text":
         return objective.held_out >= MIN_HELD_OUT
     return objective.held_out > 0
 
@@ -161,20 +161,23 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
     def history(self) -> list[EpochRecord]:
         """One record per epoch; survives a resume, since it is read from Trainer's log."""
 
-        def logged(key: str) -> dict[int, dict[str, float]]:
-            return {row["step"]: row for row in self.state.log_history if key in row}
+        def logged(key: str) -> dict[int, float]:
+            return {row["step"]: row[key] for row in self.state.log_history if key in row}
 
-        held_out, averaged = logged("eval_epoch_nll"), logged("eval_averaged_nll")
+        # Before there was a mean, a checkpoint's log knew `eval_nll` alone.
+        held_out = logged("eval_nll") | logged("eval_epoch_nll")
+        averaged = logged("eval_averaged_nll")
+        losses = [row for row in self.state.log_history if "loss" in row]
         return [
             EpochRecord(
                 epoch=round(row["epoch"], 3),
                 step=step,
                 train_loss=row["loss"],
-                validation_nll=held_out.get(step, {}).get("eval_epoch_nll"),
+                validation_nll=held_out.get(step),
                 learning_rate=row["learning_rate"],
-                averaged_nll=averaged.get(step, {}).get("eval_averaged_nll"),
+                averaged_nll=averaged.get(step),
             )
-            for step, row in sorted(logged("loss").items())
+            for step, row in sorted({row["step"]: row for row in losses}.items())
         ]
 
     @property
@@ -190,6 +193,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         averaged = [at for at in history if at.averaged_nll is not None]
         # The first mean is of two.
         found += [Kept(at.epoch, at.averaged_nll, n) for n, at in enumerate(averaged, start=2)]
+        found = [kept for kept in found if kept.nll is not None]
         return min(found, key=lambda kept: (kept.nll, kept.epoch))
 
     @property

@@ -23,7 +23,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset
 from gencls_core.datasets.writing import row_frame
 from gencls_core.errors import DataError, StoreError
@@ -135,6 +134,13 @@ def _candidate(
 ) -> Checked:
     """Check what a recipe was judged by, and its models where they are still there."""
     checked, candidate = Checked(), RunDirectory(path)
+    if "dataset/dataset.json" in files:
+        part, found = _dataset(candidate)
+        checked.datasets += 1
+        checked.findings += found
+        dataset = part or dataset
+    elif "-part-" in path.name:
+        dataset = None  # judged by a part of the train texts
     for system in _trained_systems(files, ()):
         names = model_names(MODEL_SYSTEMS[system], classes)
         checked.add(check_models(candidate, files, names, system, wanted=False))
@@ -194,7 +200,8 @@ def _strangers(files: Iterable[str]) -> Iterator[Finding]:
                 "models": r"[^/]+/.+",
                 "systems": rf"({'|'.join(MODEL_SYSTEMS)})/[^/]+/.+",
                 "evaluations": r"[0-9a-f]{16}/.+",
-                "candidates": r"[^/]+/(candidate\.json|(models|systems|validation-scores)/.+)",
+                "candidates": r"[^/]+/(candidate\.json"
+                r"|(dataset|models|systems|validation-scores)/.+)",
             }.get(parts[0], ".+")
             if not re.fullmatch(known, "/".join(parts[1:])):
                 yield Finding("foreign", name, "nothing that gencls writes there")
@@ -295,7 +302,7 @@ def _recipes(run: RunDirectory) -> tuple[str | None, frozenset[str]]:
     except StoreError:
         return None, frozenset()
     asked = manifest.get("systems", [CLASS_LM])
-    return system_of(manifest), frozenset(RECIPES.values()).difference(asked)
+    return system_of(manifest), frozenset(MODEL_SYSTEMS).difference(asked)
 
 
 def _report(run: RunDirectory, files: dict[str, int]) -> Iterator[Finding]:

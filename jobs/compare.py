@@ -89,7 +89,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     "sequence",
     "scoring",
     "posterior",
-    leave_out=("max_samples", "sample_seed", "seed", "recipe", "budget", "ensemble"),
+    leave_out=("max_samples", "sample_seed", "seed", "recipe", "budget", "folds", "ensemble"),
 )
 @section_options("compute")
 def compare_command(

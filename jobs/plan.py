@@ -74,9 +74,12 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     for _, name in preparation.wanted_models():
         state = "to be trained" if name in todo else "committed"
         table.add_row(f"class {name}" if name else "the model", state)
-    if (beside := model_beside(preparation)) is not None:
+    beside, lacking = model_beside(preparation)
+    if beside is not None:
         state = "to be trained" if beside.training_tasks() else "committed"
         table.add_row("beside it", f"{system_title(beside.system.name)}: {state}")
+    elif lacking is not None:
+        table.add_row("beside it", f"no fine-tune: {lacking}")
     for split in ("validation", "test"):
         if split in preparation.dataset.splits:
             info = preparation.dataset.splits[split]
@@ -92,7 +95,9 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
 
 def _choice(preparation: Preparation) -> Iterator[str]:
     """Say which recipes would be tried, or which was chosen."""
+    from cluster.cross_validation import parts_of
     from cluster.selection import why_not_chosen_by
+    from gencls_core.config import MIN_HELD_OUT
     from gencls_core.selection import candidates_of
 
     if preparation.asked is None:
@@ -101,15 +106,22 @@ def _choice(preparation: Preparation) -> Iterator[str]:
         yield f"{preparation.selection.chosen}: {preparation.selection.reason}"
         return
     first, *others = (candidate.name for candidate in candidates_of(preparation.asked))
-    if reason := why_not_chosen_by(preparation.dataset):
-        yield f"{first}: {reason}"
+    asked, dataset = preparation.asked, preparation.dataset
+    count, budget = dataset.held_out, asked.recipe.budget
+    texts = f"{count:,} held-out texts"
+    if parts := parts_of(asked, dataset):
+        count = dataset.split("train").rows
+        texts = f"{count:,} train texts, cross-validated in {parts} parts"
+    if count < MIN_HELD_OUT:
+        yield f"{first}: {why_not_chosen_by(dataset)}"
+        if parts:
+            yield f"its calibration is fitted on {texts}, if {budget} suffice"
         return
-    budget, held_out = preparation.asked.recipe.budget, preparation.dataset.splits["validation"]
     beside = " a fine-tune beside it (--ensemble),"
-    if preparation.asked.posterior.ensemble not in (None, "auto"):
+    if asked.posterior.ensemble not in (None, "auto"):
         beside = ""
     yield f"{first} is tried first, then, while {budget} last:{beside} {', '.join(others)}"
-    yield f"judged by the calibrated NLL of {held_out.rows:,} held-out texts"
+    yield f"judged by the calibrated NLL of {texts}"
     yield f"what is below is of {first}"
 
 

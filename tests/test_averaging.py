@@ -12,13 +12,17 @@ import torch
 from fault_fixtures import die, killed
 from model_fixtures import make_model_folder
 from safetensors.torch import load_file
+from scipy.special import log_softmax
 from task_fixtures import labelled_task
+from test_joint import scores_of
 from torch import nn
 
 from gencls_core.averaging import WeightAverage
-from gencls_core.config import RecipeConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, ScoringConfig, SequenceConfig, TrainingConfig
 from gencls_core.model_source import ResolvedModel
 from gencls_core.objectives import load_objective
+from gencls_core.scoring_job import ScoringJob
+from gencls_core.systems.conditional_lm import JointLm
 from gencls_core.training import train_class
 from gencls_core.training_loop import ObjectiveTrainer
 from gencls_core.training_task import TrainingTask
@@ -123,22 +127,74 @@ def test_few_held_out_texts_choose_nothing(base, tmp_path, monkeypatch, held_out
         assert not torch.equal(weight, ends[-1][key])
 
 
-@pytest.mark.parametrize("schedule", ["linear", "constant"])
-def test_many_held_out_texts_choose(base, tmp_path, schedule):
-    training = {"learning_rate": 8e-3, "schedule": schedule}
-    task = task_of(base, tmp_path / "m", held_out=60, training=training)
+@pytest.mark.parametrize("lora_rank", [None, 2])
+@pytest.mark.parametrize(
+    ("train", "training", "mean_wins"),
+    [
+        # Learning goes on: the last epoch is ahead of the mean.
+        (24, {"learning_rate": 8e-3}, False),
+        # All is learned at half-time, and what follows is noise.
+        (120, {"learning_rate": 2e-2, "schedule": "constant", "epochs": 8}, True),
+    ],
+)
+def test_many_held_out_texts_choose(base, tmp_path, train, training, mean_wins, lora_rank):
+    if lora_rank is not None:
+        training = training | {"learning_rate": 3 * training["learning_rate"]}
+    task = task_of(
+        base, tmp_path / "m", held_out=60, train=train, training=training, lora_rank=lora_rank
+    )
     model = train_class(task)
     record = model.training
     found = [e.validation_nll for e in record.history] + [
         e.averaged_nll for e in record.history if e.averaged_nll is not None
     ]
     assert record.validation_nll == min(found)
-    print("KEPT", record.averaged_epochs, found)
+    assert (record.averaged_epochs > 0) == mean_wins
     # What was committed is what was measured.
-    folder = replace(task.base, path=model.path)
-    again = load_objective(replace(task, base=ResolvedModel.of_folder("m", folder.path)))
-    again.model.eval()
-    assert again.held_out_nll(512) == pytest.approx(record.validation_nll, abs=1e-5)
+    job = ScoringJob(
+        system=JointLm(),
+        classes=task.classes,
+        models=(model,),
+        base=base,
+        sequence=SequenceConfig(),
+        scoring=ScoringConfig(),
+        precision="fp32",
+        device="cpu",
+    )
+    again = load_objective(task)
+    scores = scores_of(job, task.validation_texts)
+    scale, prior = again._scale, again._log_prior
+    log_posterior = log_softmax(scale * scores + prior, axis=1)
+    rows, labels = np.arange(60), np.array(task.validation_labels)
+    loss = -log_posterior[rows, labels] - again._lm_weight * scores[rows, labels]
+    assert loss.mean() == pytest.approx(record.validation_nll, abs=1e-4)
+
+
+def test_two_epochs_have_no_mean_and_the_better_is_kept(base, tmp_path):
+    training = {"epochs": 2, "learning_rate": 5e-2, "schedule": "constant"}
+    record = train_class(task_of(base, tmp_path / "m", held_out=30, training=training)).training
+    assert record.averaged_epochs == 0
+    assert record.validation_nll == min(e.validation_nll for e in record.history)
+
+
+def test_a_log_of_before_there_was_a_mean(base, tmp_path):
+    """A training that an earlier version began knows one held-out loss an epoch."""
+    task = replace(task_of(base, tmp_path / "m"), objective="conditional")
+    seen = []
+    evaluate = ObjectiveTrainer.evaluate
+
+    def as_before(self, *args, **options):
+        metrics = evaluate(self, *args, **options)
+        for row in self.state.log_history:
+            row.pop("eval_epoch_nll", None)
+        seen.append(self)
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ObjectiveTrainer, "evaluate", as_before)
+        record = train_class(task).training
+    assert len(seen) == 6
+    assert record.validation_nll == min(e.validation_nll for e in record.history)
 
 
 def test_no_mean_unless_classes_are_compared(base, tmp_path):
@@ -187,12 +243,12 @@ def test_killed_with_a_mean_under_way(base, tmp_path, step):
 
 
 def test_it_helps_where_labels_are_noisy(base, tmp_path):
-    """A third of few labels is wrong: single epochs learn them by heart, one after the other."""
+    """Three of ten labels are wrong: each epoch ends with those by heart that came last."""
     gains = []
-    for seed in range(6):
+    for seed in range(5):
         nll = {}
         for average in (False, True):
-            train, held_out = texts(32, 10 + seed, noise=0.3), texts(200, 100 + seed)
+            train, held_out = texts(48, 10 + seed, noise=0.3), texts(200, 100 + seed)
             task = labelled_task(
                 base,
                 tmp_path / f"{seed}-{average}",
@@ -203,9 +259,9 @@ def test_it_helps_where_labels_are_noisy(base, tmp_path):
                 classes=("first", "second"),
                 prefixes=("A:", "B:"),
                 training=TrainingConfig(
-                    epochs=8,
+                    epochs=10,
                     batch_size=4,
-                    learning_rate=8e-3,
+                    learning_rate=1e-2,
                     schedule="constant",
                     seed=seed,
                     average_weights=average,
@@ -224,6 +280,5 @@ def test_it_helps_where_labels_are_noisy(base, tmp_path):
             judged.model.eval()
             nll[average] = judged.held_out_nll(2048)
         gains.append(nll[False] - nll[True])
-    print("GAINS", gains)
     assert np.mean(gains) > 0
-    assert sum(gain > 0 for gain in gains) >= 5
+    assert sum(gain > 0 for gain in gains) >= 4

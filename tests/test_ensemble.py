@@ -285,14 +285,15 @@ def test_of_two_the_one_is_taken_that_helps_more(tmp_path):
     assert len(set(fits.values())) == 2
     best = min(fits, key=fits.get)
     assert infer(run).fit.ensemble.system == best
-    assert ensemble_of(run) == (best, True)
+    assert ensemble_of(run) == best
     # Without the better one's scores the other is taken, and that is said.
     other = max(fits, key=fits.get)
-    run.validation_scores.retire(best, ())
-    report = build_report(run)
-    assert report.calibration.ensemble.system == other
-    lost = f"A second system was left out: {best} has not scored the held-out texts."
-    assert lost in report.notes
+    for store, texts in ((run.scores, "test"), (run.validation_scores, "held-out")):
+        store.retire(best, ())
+        report = build_report(run)
+        assert report.calibration.ensemble.system == other
+        lost = f"A second system was left out: {best} has not scored the {texts} texts."
+        assert lost in report.notes
 
 
 def test_a_fine_tune_that_a_comparison_left_there_is_not_the_runs(tmp_path):
@@ -306,10 +307,10 @@ def test_too_few_held_out_texts_take_none_unless_it_is_asked_for(tmp_path):
     report = build_report(run)
     assert report.calibration.ensemble is None
     assert report.answer == "uncalibrated"
-    assert ensemble_of(run) == (None, True)
+    assert ensemble_of(run) is None
     assert build_report(run, ensemble="tfidf").calibration.ensemble.taken
-    assert ensemble_of(run, "tfidf") == ("tfidf", True)
-    assert ensemble_of(run, "nbsvm") == ("nbsvm", False)
+    assert ensemble_of(run, "tfidf") == "tfidf"
+    assert ensemble_of(run, "nbsvm") == "nbsvm"  # to be scored
 
 
 def test_a_second_system_that_is_wrong_is_left_out_and_said(tmp_path):

@@ -336,7 +336,12 @@ def test_the_budget_leaves_recipes_out_but_never_the_first(data, tmp_path):
 
 @pytest.mark.ray
 def test_too_few_held_out_texts_choose_nothing(data, tmp_path):
-    config = config_of(data, tmp_path / "run", data={"validation_fraction": 0.1})
+    config = config_of(
+        data,
+        tmp_path / "run",
+        data={"validation_fraction": 0.1},
+        recipe={"recipe": "auto", "folds": 0},
+    )
     events = list(run_all(config))
     assert [e.class_name for e in events if isinstance(e, ClassTrained)] == ["joint-lm"]
     selection = RunDirectory(tmp_path / "run").manifest()["selection"]

@@ -224,7 +224,13 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
 def _config_of(run: RunDirectory, manifest: dict[str, Any], system: str) -> RunConfig:
     """Give the settings that a system's scores were made with; mostly those of the run."""
     values = manifest.get("settings", {}).get(system, manifest["config"])
-    return parse_run_config(values, place=uri_of(run.manifest_path))
+    config = parse_run_config(values, place=uri_of(run.manifest_path))
+    trained = manifest.get("training", {}).get(system)
+    if trained is None:
+        return config
+    # A run of before there was a mean of weights says nothing of it, and has none.
+    averages = {"average_weights": trained.get("average_weights", False)}
+    return config.model_copy(update={"training": config.training.model_copy(update=averages)})
 
 
 def _train_texts(dataset: Dataset, sample: int | None) -> float:

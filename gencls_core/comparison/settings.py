@@ -84,7 +84,10 @@ def _what_training_leaves_open(
         )
 
     taken = resolved(config.training)
-    found: dict[str, Any] = {"learning_rate": taken.learning_rate}
+    found: dict[str, Any] = {
+        "learning_rate": taken.learning_rate,
+        "average_weights": taken.average_weights,
+    }
     for name in ("epochs", "warmup"):
         by_itself = getattr(resolved(config.training.model_copy(update={name: None})), name)
         follows = known.objective in COMPARING and getattr(taken, name) == by_itself
@@ -106,5 +109,5 @@ def _settings_of_systems(systems: SystemsConfig, known: ModelSystem) -> dict[str
 
 def _settings_of_recipe(recipe: RecipeConfig, known: ModelSystem) -> dict[str, Any]:
     if known.objective == "joint":
-        return recipe.model_dump(mode="json", exclude={"recipe", "budget"})
+        return recipe.model_dump(mode="json", exclude={"recipe", "budget", "folds"})
     return {"prefix": recipe.prefix} if known.objective == "conditional" else {}

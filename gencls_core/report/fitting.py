@@ -5,16 +5,29 @@ Everything comes from committed score shards and the manifest; nothing is scored
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
-from gencls_core.ensemble import EnsembleTrial, companions_of, judge_ensemble, with_beside
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.ensemble import (
+    FINE_TUNE,
+    EnsembleTrial,
+    companions_of,
+    judge_ensemble,
+    with_beside,
+)
 from gencls_core.errors import DataError, StoreError
 from gencls_core.posterior import label_prior
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import LikelihoodMatrix, read_likelihoods
+from gencls_core.scores import ScoreStore
+from gencls_core.selection import part_name
+from gencls_core.selection_report import SelectionReport
 
 __all__ = [
     "CalibrationFit",
@@ -34,7 +47,7 @@ class CalibrationFit:
     system: str
     calibration: Calibration
     texts: LikelihoodMatrix
-    """Scores of the validation texts."""
+    """Scores of the validation texts, and of the parts of a cross-validation."""
     text_prior: dict[str, float]
     """How often the classes occur among them: the prior that the biases were fitted beside."""
     ensemble: EnsembleFit | None
@@ -64,6 +77,22 @@ class Companion:
 
 
 @dataclass(frozen=True)
+class _HeldOut:
+    """Texts that were scored by models that did not learn from them."""
+
+    stores: dict[str, ScoreStore]
+    """System → where its scores of them are; another's are in `other`."""
+    other: ScoreStore
+    learned_from: Dataset
+
+    def read(self, system: str, classes: tuple[str, ...]) -> LikelihoodMatrix | None:
+        """Give what a system says of them; None where it scored none."""
+        store = self.stores.get(system, self.other)
+        records = store.records(system)
+        return read_likelihoods(store, system, classes, records) if records else None
+
+
+@dataclass(frozen=True)
 class Fitter:
     """Fits scale, biases and the weight of a second system to held-out texts."""
 
@@ -72,32 +101,85 @@ class Fitter:
     classes: tuple[str, ...]
     by_loss: bool
 
-    @property
-    def has_fine_tune(self) -> bool:
-        """Whether the run chose its recipe, and trained a fine-tune beside."""
+    @functools.cached_property
+    def selection(self) -> SelectionReport | None:
+        """How the run's recipe was chosen, if it was."""
         try:
-            return bool((self.origin.manifest().get("selection") or {}).get("fine_tune"))
+            made = self.origin.manifest().get("selection")
         except StoreError:  # an evaluation that was moved away from its run
-            return False
+            return None
+        return None if made is None else SelectionReport.model_validate(made)
 
-    def _held_out(self, system: str) -> LikelihoodMatrix | None:
-        """Give what a system says of the held-out texts; None where it scored none."""
+    @property
+    def tries_fine_tune(self) -> bool:
+        """Whether the run chose its recipe, and had time for a fine-tune beside."""
+        return self.selection is not None and self.selection.fine_tune
+
+    def _validation(self, system: str) -> LikelihoodMatrix | None:
+        """Give what a system says of the validation texts; None where it scored none."""
         for directory in (self.run, self.origin):
             store = directory.validation_scores
             if records := store.records(system):
                 return read_likelihoods(store, system, self.classes, records)
         return None
 
+    @functools.cached_property
+    def _parts(self) -> list[_HeldOut]:
+        """The parts of the train texts, where the run's recipe was cross-validated."""
+        chosen = self.selection
+        if chosen is None or not chosen.parts:
+            return []
+        main = system_of(self.origin.manifest())
+
+        def at(name: str) -> RunDirectory:
+            return RunDirectory(self.origin.candidate_path(name))
+
+        return [
+            _HeldOut(
+                stores={
+                    system: at(part_name(number, name)).validation_scores
+                    for system, name in ((main, chosen.chosen), (FINE_TUNE, FINE_TUNE))
+                },
+                other=at(part_name(number)).validation_scores,
+                learned_from=at(part_name(number)).dataset(),
+            )
+            for number in range(chosen.parts)
+        ]
+
+    def _held_out(self, system: str) -> list[tuple[LikelihoodMatrix, dict[str, int]]]:
+        """Give what a system says of texts that it did not learn from, and from how many texts of
+        each class it learned: of the validation texts, and of each part of a cross-validation.
+
+        Raises:
+            StoreError: when some of the parts lack scores.
+        """
+        found = []
+        if (validation := self._validation(system)) is not None:
+            found.append((validation, self._train_counts()))
+        parts = [part.read(system, self.classes) for part in self._parts]
+        scored = [matrix for matrix in parts if matrix is not None]
+        if scored and self.selection is not None:
+            texts = sum(map(len, scored))
+            if texts != self.selection.held_out_texts:
+                raise StoreError(
+                    f"{system} has scored {texts} of {self.selection.held_out_texts} texts of the "
+                    "cross-validation"
+                )
+            for matrix, part in zip(scored, self._parts, strict=True):
+                found.append((matrix, part.learned_from.split("train").class_counts))
+        return found
+
     def fit(self, system: str) -> tuple[CalibrationFit | None, tuple[str, ...]]:
         """Calibrate a system by itself, or say why that cannot be done."""
         unavailable = "Calibrated figures are not available: "
         try:
-            texts = self._held_out(system)
-        except StoreError as error:
+            found = [matrix for matrix, _ in self._held_out(system)]
+        except (DataError, StoreError) as error:
             # Validation scores are a help, not the result: the test figures stand without them.
             return None, (f"{unavailable}the validation scores are not whole ({error}).",)
-        if texts is None:
+        if not found:
             return None, (f"{unavailable}no validation text was scored by {system}.",)
+        texts = LikelihoodMatrix.concatenated(found)
         if self.by_loss:
             texts = decided_by_loss(texts)
         text_prior = label_prior(texts)
@@ -130,12 +212,18 @@ class Fitter:
             StoreError: when it has not scored the held-out texts.
         """
         system = setting.system
-        other = self._held_out(system)
-        if other is None:
+        texts, first = [], 0
+        pairs = zip(self._held_out(alone.system), self._held_out(system), strict=False)
+        for (matrix, _), (other, train_counts) in pairs:
+            # As they were read for the fit: by loss, or as they are.
+            rows = np.arange(first, first + len(matrix))
+            texts.append(with_beside(alone.texts.take(rows), other, train_counts))
+            first += len(matrix)
+        if first != len(alone.texts):
             raise StoreError(f"{system} has not scored the held-out texts")
-        texts = with_beside(alone.texts, other, self._train_counts())
-        trial = judge_ensemble(texts)
-        calibration = fit_calibration(texts, alone.text_prior)
+        matrix = LikelihoodMatrix.concatenated(texts)
+        trial = judge_ensemble(matrix)
+        calibration = fit_calibration(matrix, alone.text_prior)
         assert calibration is not None, "it could be fitted without the second system"
         helps = trial.helps and calibration.weight > 0
         reason = f"held-out texts are {'better' if helps else 'no better'} predicted with it"
@@ -144,7 +232,7 @@ class Fitter:
         ensemble = EnsembleFit(system, trial, setting.always or helps, reason)
         if not ensemble.taken:
             return replace(alone, ensemble=ensemble)
-        return replace(alone, calibration=calibration, texts=texts, ensemble=ensemble)
+        return replace(alone, calibration=calibration, texts=matrix, ensemble=ensemble)
 
 
 def _wanted(manifest: dict[str, Any], ensemble: str | None) -> str | None:
@@ -161,7 +249,7 @@ def _settings(
     systems = companions_of(
         wanted,
         baseline=manifest["config"].get("baseline", True),
-        fine_tune=fitter.has_fine_tune,
+        fine_tune=fitter.tries_fine_tune,
         held_out=held_out,
     )
     return [_EnsembleSetting(system, always=wanted != "auto") for system in systems]
@@ -174,10 +262,10 @@ class _EnsembleSetting:
     """Whether it was asked for by name."""
 
 
-def _best_fit(
+def _fits(
     fitter: Fitter, alone: CalibrationFit, settings: Sequence[_EnsembleSetting]
-) -> tuple[CalibrationFit | None, list[Exception]]:
-    """Fit each second system; give the one by which held-out texts are predicted best, and why
+) -> tuple[list[CalibrationFit], list[Exception]]:
+    """Fit each second system, the one by which held-out texts are predicted best first; and say why
     others could not be tried."""
     fits: list[CalibrationFit] = []
     problems: list[Exception] = []
@@ -186,10 +274,10 @@ def _best_fit(
             fits.append(fitter.together(alone, setting))
         except (DataError, StoreError) as error:
             problems.append(error)
-    return min(fits, key=_loss, default=None), problems
+    return sorted(fits, key=_order), problems
 
 
-def _loss(fit: CalibrationFit) -> tuple[bool, float]:
+def _order(fit: CalibrationFit) -> tuple[bool, float]:
     assert fit.ensemble is not None
     return not fit.ensemble.taken, fit.ensemble.trial.nll_together
 
@@ -209,17 +297,22 @@ def with_ensemble(
         by_name = _wanted(manifest, ensemble) not in (None, "none", "auto")
         return None, None, ("There is no ensemble without calibration.",) if by_name else ()
     settings = _settings(fitter, manifest, ensemble, len(alone.texts))
-    fit, problems = _best_fit(fitter, alone, settings)
-    companion = None
-    if fit is not None and fit.ensemble is not None and fit.ensemble.taken:
+    fits, problems = _fits(fitter, alone, settings)
+    found, companion = alone, None
+    for fit in fits:
+        assert fit.ensemble is not None
         try:
-            companion = fitter.companion(fit.ensemble.system, alone.system)
+            if fit.ensemble.taken:
+                companion = fitter.companion(fit.ensemble.system, alone.system)
         except (DataError, StoreError) as error:
-            fit, problems = None, [*problems, error]
+            problems.append(error)
+            continue
+        found = fit
+        break
     # A help, not the result: the figures stand without it.
-    what = "There is no ensemble" if fit is None else "A second system was left out"
+    what = "There is no ensemble" if found is alone else "A second system was left out"
     notes = tuple(f"{what}: {str(problem).splitlines()[0]}." for problem in problems)
-    return fit or alone, companion, notes
+    return found, companion, notes
 
 
 def ensemble_of(
@@ -228,30 +321,28 @@ def ensemble_of(
     *,
     run: RunDirectory | None = None,
     by_loss: bool = False,
-) -> tuple[str | None, bool]:
+) -> str | None:
     """Give the second system that stands beside the likelihoods of a run, by its held-out texts.
+
+    One that is asked for and has not scored them yet is given, too.
 
     Args:
         origin: a run whose held-out texts were scored.
         ensemble: the setting; default: the run's own.
         run: the evaluation in question, whose own scores of held-out texts come first.
         by_loss: whether labels are decided by the original experiment's scores.
-
-    Returns:
-        Its name, None where there is none; and whether that is known: not where a system that is
-        asked for has not scored the held-out texts yet.
     """
     manifest = origin.manifest()
     fitter = Fitter(run or origin, origin, tuple(manifest["classes"]), by_loss)
     alone, _ = fitter.fit(system_of(manifest))
     if alone is None:
-        return None, True
+        return None
     settings = _settings(fitter, manifest, ensemble, len(alone.texts))
-    fit, _ = _best_fit(fitter, alone, settings)
-    if fit is None:
-        return next((setting.system for setting in settings), None), not settings
-    found = fit.ensemble
-    return found.system if found is not None and found.taken else None, True
+    fits, _ = _fits(fitter, alone, settings)
+    if not fits:
+        return next((setting.system for setting in settings), None)
+    best = fits[0].ensemble
+    return best.system if best is not None and best.taken else None
 
 
 def decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:

@@ -95,12 +95,19 @@ def above(difference: float | None, error: float | None) -> str:
 def choice(selection: SelectionReport) -> str:
     """Say which recipe was taken, and why."""
     sentence = f"{selection.chosen} was taken: {selection.reason}."
+    if selection.fine_tune_note:
+        sentence += f" No fine-tune stands beside it: {selection.fine_tune_note}."
     if all(trial.nll is None for trial in selection.trials):
         return sentence
+    texts = f"{count(selection.held_out_texts)} held-out texts"
+    if selection.parts:
+        texts = (
+            f"{count(selection.held_out_texts)} train texts, each scored by a model that did not "
+            f"learn from its part ({selection.parts} parts)"
+        )
     return (
-        f"{sentence} Recipes are judged by the mean −log P of the labels of "
-        f"{count(selection.held_out_texts)} held-out texts, calibrated without the text itself. "
-        "The test texts had no part in it."
+        f"{sentence} Recipes are judged by the mean −log P of the labels of {texts}, calibrated "
+        "without the text itself. The test texts had no part in it."
     )
 
 

@@ -1,0 +1,22 @@
+"""Failures of one model that need not be those of a whole run."""
+
+from __future__ import annotations
+
+from gencls_core.errors import (
+    GenclsError,
+    IncompleteError,
+    ModelError,
+    ResourceError,
+    TrainingError,
+    UsageError,
+)
+
+__all__ = ["FAILURES", "reason_of"]
+
+FAILURES = (IncompleteError, ModelError, ResourceError, TrainingError, UsageError)
+"""What may be wrong with one candidate and not with the next."""
+
+
+def reason_of(error: GenclsError) -> str:
+    """Say in one line why a candidate failed."""
+    return f"it failed: {str(error).splitlines()[0]}"
