@@ -53,7 +53,8 @@ class TrainingTask:
     """What a conditional model reads before a text of each class."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     checkpoint_seconds: float = 600.0
-    """A checkpoint is saved after each epoch, and when the last one is older than this."""
+    """A checkpoint is saved after the best epoch so far, after one that was not short, and when the
+    last one is older than this."""
     compiled: bool = False
     """Whether the model's layers are compiled (`gencls_core.compilation`)."""
     fence: Fence | None = None

@@ -95,8 +95,8 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
 
 def _choice(preparation: Preparation) -> Iterator[str]:
     """Say which recipes would be tried, or which was chosen."""
+    from cluster.choice import why_not_chosen_by
     from cluster.cross_validation import parts_of
-    from cluster.selection import why_not_chosen_by
     from gencls_core.config import MIN_HELD_OUT
     from gencls_core.selection import candidates_of
 

@@ -54,6 +54,7 @@ def config_of(folder: Path, output: Path, **changes) -> RunConfig:
         "output_dir": str(output),
         "training": {"epochs": 1, "batch_size": 16, "learning_rate": 5e-3},
         "recipe": {"recipe": "auto", "budget": "1h", "folds": 3},
+        "data": {"validation_fraction": 0.1},
         **changes,
     }
     return make_config(folder, **values)
@@ -249,5 +250,6 @@ def test_interrupted_it_goes_on_to_the_same_end(chosen, data, tmp_path):
     ours, theirs = (
         RunDirectory(folder).manifest()["selection"] for folder in (tmp_path / "run", chosen[0])
     )
-    assert [t["nll"] for t in ours["trials"]] == [t["nll"] for t in theirs["trials"]]
+    found = [[trial["nll"] for trial in made["trials"]] for made in (ours, theirs)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # shards of another size
     assert ours["chosen"] == theirs["chosen"]

@@ -14,10 +14,11 @@ from model_fixtures import make_model_folder
 from pydantic import ValidationError
 from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
+import cluster.choice
+import cluster.choice_report
 import cluster.pipeline
 import cluster.selection
 import cluster.trial
-import gencls_core.selection
 from cluster.pipeline import run_all
 from gencls_core.calibration import fit_calibration
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
@@ -454,7 +455,7 @@ def test_texts_are_classified_by_what_was_chosen(again, tmp_path):
 def test_a_rate_that_was_chosen_is_not_one_that_was_given(data, tmp_path, monkeypatch):
     """Another system of the run is trained as the user asked, not as a candidate was."""
     candidates = (Candidate("joint", 4e-3), Candidate("conditional", None))
-    for module in (cluster.selection, gencls_core.selection):
+    for module in (cluster.choice, cluster.choice_report, cluster.selection):
         monkeypatch.setattr(module, "candidates_of", lambda _config: candidates)
     training = {"epochs": 1, "batch_size": 16, "learning_rate": None}
     config = config_of(data, tmp_path / "run", training=training)

@@ -1,0 +1,146 @@
+"""How a recipe was chosen, put together for `run.json` and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cluster.cross_validation import parts_of
+from cluster.preparation import Preparation
+from cluster.trial import Outcome
+from cluster.trial_costs import training_of_candidate
+from gencls_core.config import MIN_HELD_OUT, RunConfig
+from gencls_core.errors import counted
+from gencls_core.selection import Candidate, Verdict, candidates_of, judge
+from gencls_core.selection_report import SelectionReport, TrialReport
+from gencls_core.storage import digest_of
+
+__all__ = ["choice_report", "key_of", "untried", "wants_fine_tune"]
+
+
+def wants_fine_tune(config: RunConfig) -> bool:
+    """Say whether a fine-tune is to stand beside where there is time for it."""
+    return config.posterior.ensemble in (None, "auto")
+
+
+def key_of(config: RunConfig, first: Preparation) -> str:
+    """Name all that a choice depends on."""
+    sections = [config.model, config.sequence, config.training, config.recipe]
+    settings = [section.model_dump(mode="json") for section in sections]
+    if not parts_of(config, first.dataset):
+        del settings[-1]["folds"]
+    return digest_of(
+        {
+            "settings": settings,
+            "class_words": config.systems.class_words,
+            "candidates": [candidate.name for candidate in candidates_of(config)],
+            "classes": first.dataset.classes,
+            # The test texts have no part in it.
+            "texts": [
+                info.fingerprint for name, info in first.dataset.splits.items() if name != "test"
+            ],
+            "base": first.base.digest,
+            "precision": first.precision,
+            # Its time is kept free before other recipes are tried.
+            **({} if wants_fine_tune(config) else {"fine_tune": False}),
+        }
+    )
+
+
+def untried(config: RunConfig, first: Preparation, reason: str) -> SelectionReport:
+    """Say that the first recipe was taken without a trial."""
+    candidates = candidates_of(config)
+    return SelectionReport(
+        key=key_of(config, first),
+        budget_seconds=config.recipe.budget_seconds,
+        held_out_texts=first.dataset.held_out,
+        chosen=candidates[0].name,
+        rate_chosen=candidates[0].learning_rate is not None,
+        reason=f"{reason}, so the first was taken",
+        trials=[
+            _row(candidate, config, first, "not tried" if number else None)
+            for number, candidate in enumerate(candidates)
+        ],
+    )
+
+
+def choice_report(
+    config: RunConfig,
+    first: Preparation,
+    outcomes: Mapping[str, Outcome],
+    left_out: Mapping[str, str],
+    *,
+    parts: int,
+    fine_tune: bool,
+    fine_tune_note: str | None,
+) -> SelectionReport:
+    """Judge what was tried, and say what is taken and why.
+
+    Args:
+        config: what was asked for.
+        first: the run with its first candidate.
+        outcomes: of the candidates that were tried, in order.
+        left_out: why others were not.
+        parts: of a cross-validation; 0 where held-out texts judge.
+        fine_tune: whether there is time for a fine-tune beside.
+        fine_tune_note: why not, where it was thought of.
+    """
+    tried, judged = list(outcomes), list(outcomes.values())
+    verdict = judge([outcome.nll for outcome in judged])
+    rows = []
+    for candidate in candidates_of(config):
+        row = _row(candidate, config, first, left_out.get(candidate.name, "not tried"))
+        if candidate.name in outcomes:
+            number, outcome = tried.index(candidate.name), outcomes[candidate.name]
+            figures = {
+                "nll": verdict.means[number],
+                "above_best": verdict.differences[number],
+                "standard_error": verdict.errors[number],
+                "accuracy": outcome.accuracy,
+                "train_seconds": outcome.train_seconds,
+                "seconds": outcome.seconds,
+                "note": None,
+            }
+            row = row.model_copy(update=figures)
+        rows.append(row)
+    texts = first.dataset.split("train").rows if parts else first.dataset.held_out
+    reason = _reason(tried, left_out, verdict)
+    if texts < MIN_HELD_OUT:
+        few = f"{counted(texts, 'train text')} cannot tell recipes apart"
+        reason = f"{few}, so the first was taken"
+    rates = {candidate.name: candidate.learning_rate for candidate in candidates_of(config)}
+    return SelectionReport(
+        key=key_of(config, first),
+        budget_seconds=config.recipe.budget_seconds,
+        held_out_texts=texts,
+        parts=parts,
+        chosen=tried[verdict.chosen],
+        rate_chosen=rates[tried[verdict.chosen]] is not None,
+        reason=reason,
+        fine_tune=fine_tune,
+        fine_tune_note=fine_tune_note,
+        trials=rows,
+    )
+
+
+def _row(
+    candidate: Candidate, config: RunConfig, first: Preparation, note: str | None
+) -> TrialReport:
+    return TrialReport(
+        name=candidate.name,
+        recipe=candidate.recipe,
+        learning_rate=training_of_candidate(candidate, config, first.dataset).learning_rate,
+        note=note,
+    )
+
+
+def _reason(tried: Sequence[str], left_out: Mapping[str, str], verdict: Verdict) -> str:
+    if len(tried) == 1:
+        failed = any(reason.startswith("it failed") for reason in left_out.values())
+        return "no other could be trained" if failed else "the budget left time for no other"
+    if verdict.chosen == verdict.best:
+        return f"the lowest held-out NLL of {len(tried)} that were tried"
+    return (
+        f"its held-out NLL cannot be told from the lowest, that of {tried[verdict.best]} "
+        f"({verdict.differences[verdict.chosen]:.3f} ± {verdict.errors[verdict.chosen]:.3f} nats "
+        f"above it), and it comes first of {len(tried)} that were tried"
+    )
