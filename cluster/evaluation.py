@@ -142,7 +142,11 @@ class _Evaluation:
         return self.preparation.run.path == self.source.path
 
     def has_work(self) -> bool:
-        """Say whether anything is to be scored: the texts, or validation texts to calibrate on."""
+        """Say whether anything is to be scored by models: the texts, by the run's system and by the
+        second one of an ensemble, or validation texts to calibrate on."""
+        return self._is_missing_own() or self._is_missing_beside()
+
+    def _is_missing_own(self) -> bool:
         preparation, source = self.preparation, self.source
         run, own = preparation.run, source.dataset()
         if is_missing(preparation, self.models, run, preparation.dataset, "test"):
@@ -154,6 +158,15 @@ class _Evaluation:
             # Scored otherwise than the run's own: they lie with the evaluation.
             return is_missing(preparation, self.models, run, own, "validation")
         return missing
+
+    def _is_missing_beside(self) -> bool:
+        if self.own or (beside := self._system_beside()) not in MODEL_SYSTEMS:
+            return False
+        try:
+            found, models = self._prepared_beside(MODEL_SYSTEMS[str(beside)])
+        except (*FAILURES, StoreError):
+            return False  # it is left out, or raised where it would be scored
+        return is_missing(found, models, found.run, found.dataset, "test")
 
     def evaluate(self) -> Iterator[Event]:
         """Score and report."""
@@ -197,14 +210,17 @@ class _Evaluation:
             manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
         run.write_manifest(manifest)
 
-    def _ensemble(self) -> Iterator[Event]:
-        """Score the texts with the second system of an ensemble, where the run has one."""
+    def _system_beside(self) -> str | None:
+        """Give the second system of an ensemble, where the run has one."""
         from gencls_core.report.fitting import ensemble_of
 
-        config, source = self.preparation.config, self.source
+        config, run = self.preparation.config, self.preparation.run
         by_loss = config.scoring.likelihood == "loss"
-        wanted, run = config.posterior.ensemble, self.preparation.run
-        beside = ensemble_of(source, wanted, run=run, by_loss=by_loss)
+        return ensemble_of(self.source, config.posterior.ensemble, run=run, by_loss=by_loss)
+
+    def _ensemble(self) -> Iterator[Event]:
+        """Score the texts with the second system of an ensemble, where the run has one."""
+        beside = self._system_beside()
         if beside is None:
             return
         if beside not in MODEL_SYSTEMS:
@@ -213,22 +229,26 @@ class _Evaluation:
         try:
             yield from self._model_beside(MODEL_SYSTEMS[beside])
         except FAILURES as error:
-            if wanted != "auto":
+            if self.preparation.config.posterior.ensemble != "auto":
                 raise
             yield Note(f"{system_title(beside)} is left out: {reason_of(error)}")
 
-    def _model_beside(self, system: ModelSystem) -> Iterator[Event]:
-        """Score the texts with a second system that the run has trained."""
-        manifest, preparation = self.source.manifest(), self.preparation
-        try:
-            models = _models_of(self.source, manifest, system)
-        except StoreError as error:
-            yield Note(f"there is no ensemble: {str(error).splitlines()[0]}")
-            return
+    def _prepared_beside(self, system: ModelSystem) -> tuple[Preparation, tuple[ClassModel, ...]]:
+        """Prepare scoring the texts with a second system that the run has trained."""
+        preparation = self.preparation
+        models = _models_of(self.source, self.source.manifest(), system)
         texts = OtherTexts(
             self.source, preparation.run, preparation.dataset, preparation.config, ()
         )
-        found = _prepare_with_models(texts, models, self.place, system)
+        return _prepare_with_models(texts, models, self.place, system), models
+
+    def _model_beside(self, system: ModelSystem) -> Iterator[Event]:
+        """Score the texts with a second system that the run has trained."""
+        try:
+            found, models = self._prepared_beside(system)
+        except StoreError as error:
+            yield Note(f"there is no ensemble: {str(error).splitlines()[0]}")
+            return
         with ExitStack() as actors:
             scorer = Scorer(actors, found, self.place, models)
             yield from scorer.score(found.run, self.lease, found.dataset, "test")
