@@ -433,12 +433,19 @@ def test_a_fine_tune_that_fails_ends_nothing(data, tmp_path, monkeypatch):
         yield from stage(preparation, *arguments)
 
     monkeypatch.setattr(cluster.pipeline, "train_stage", fails)
-    events = list(run_all(config_of(data, tmp_path / "run")))
+    config = config_of(data, tmp_path / "run")
+    events = list(run_all(config))
     [note] = [e.message for e in events if isinstance(e, Note) and "is left out" in e.message]
     assert note.endswith("it failed: the loss is no longer a finite number")
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert report["calibration"]["ensemble"]["system"] == "tfidf"
-    assert any("discriminative has not scored" in note for note in report["notes"])
+    # It is written down, and not tried again; the run is whole without it.
+    assert report["selection"]["fine_tune_note"].startswith("it failed: the loss")
+    assert (
+        "No fine-tune stands beside it" in (tmp_path / "run" / "report" / "report.md").read_text()
+    )
+    assert trained(list(run_all(config))) == []
+    assert "whole" in succeed("verify", str(tmp_path / "run"))
 
 
 @pytest.mark.ray
@@ -508,7 +515,7 @@ def test_an_interrupted_choice_goes_on_to_the_same_end(chosen, data, tmp_path, m
     assert RunDirectory(tmp_path / "run").manifest()["status"] == "stopped"
     rest = list(run_all(config))
     # Nothing was trained twice.
-    everything = ["joint-lm", "conditional-lm", *CLASSES]
+    everything = ["joint-lm", "conditional-lm", *CLASSES, "discriminative"]
     assert sorted(trained(seen) + trained(rest)) == sorted(everything)
     expected = RunDirectory(chosen[0]).manifest()["selection"]
     found = RunDirectory(tmp_path / "run").manifest()["selection"]
