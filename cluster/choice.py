@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 
 from cluster.choice_report import choice_report, untried, wants_fine_tune
 from cluster.connection import Workplace
-from cluster.cross_validation import Part, make_parts
+from cluster.cross_validation import Part, judging_texts, make_parts
 from cluster.failures import FAILURES, reason_of
 from cluster.preparation import Preparation
 from cluster.trial import Outcome, Trial
@@ -68,9 +68,8 @@ class Choice:
         """Try, judge and take one; its model, where there is one already, becomes the run's."""
         began = time.perf_counter()
         config, parts, first = self._config, self._costs.parts, self._candidates[0]
-        texts, by = self._dataset.held_out, "held-out texts"
-        if parts:
-            texts, by = self._dataset.split("train").rows, f"train texts in {parts} parts"
+        texts = judging_texts(self._dataset, parts)
+        by = f"train texts in {parts} parts" if parts else "held-out texts"
         few = texts < MIN_HELD_OUT
         candidates = self._candidates[:1] if few else self._candidates
         yield StageStarted(
@@ -198,7 +197,7 @@ class Choice:
             config.posterior.ensemble,
             baseline=config.baseline,
             fine_tune=self._kept_free > 0,
-            held_out=self._dataset.split("train").rows,
+            held_out=judging_texts(self._dataset, len(self._parts)),
         )
         for name in names:
             if name in MODEL_SYSTEMS:

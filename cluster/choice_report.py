@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cluster.cross_validation import parts_of
+from cluster.cross_validation import judging_texts, parts_of
 from cluster.preparation import Preparation
 from cluster.trial import Outcome
 from cluster.trial_costs import training_of_candidate
@@ -102,7 +102,7 @@ def choice_report(
             }
             row = row.model_copy(update=figures)
         rows.append(row)
-    texts = first.dataset.split("train").rows if parts else first.dataset.held_out
+    texts = judging_texts(first.dataset, parts)
     reason = _reason(tried, left_out, verdict)
     if texts < MIN_HELD_OUT:
         few = f"{counted(texts, 'train text')} cannot tell recipes apart"

@@ -24,7 +24,7 @@ from gencls_core.run import RunDirectory
 from gencls_core.selection import part_name
 from gencls_core.systems.registry import light_system
 
-__all__ = ["MOST_TEXTS", "Part", "make_parts", "parts_of"]
+__all__ = ["MOST_TEXTS", "Part", "judging_texts", "make_parts", "parts_of"]
 
 MOST_TEXTS = 1000
 """With more train texts a tenth of them, held out, would have been enough."""
@@ -56,6 +56,11 @@ def parts_of(config: RunConfig, dataset: Dataset) -> int:
     # Each part has a text of each class, and leaves one to learn from.
     parts = min(config.recipe.folds, *train.class_counts.values())
     return parts if parts >= 2 else 0
+
+
+def judging_texts(dataset: Dataset, parts: int) -> int:
+    """Give how many texts recipes are judged by: train texts in parts, else those held out."""
+    return dataset.split("train").rows if parts else dataset.held_out
 
 
 def make_parts(first: Preparation, parts: int, lease: Lease) -> list[Part]:

@@ -24,7 +24,7 @@ from cluster.manifest import previous_manifest
 from cluster.preparation import Preparation, prepare_run
 from cluster.resources import Budget
 from cluster.stages import base_stage
-from cluster.trial import RECORD
+from cluster.trial import RECORD, drop_models
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.events import Event, Note
@@ -108,7 +108,6 @@ def _clear(run: RunDirectory, lease: Lease) -> None:
     for folder in children(run.path / "candidates"):
         lease.check()
         if (folder / RECORD).exists():
-            remove_tree(folder / "models")
-            remove_tree(folder / "systems")
+            drop_models(folder)
         elif not is_part_name(folder.name):
             remove_tree(folder)

@@ -36,7 +36,7 @@ from gencls_core.storage import (
     write_json,
 )
 
-__all__ = ["RECORD", "Outcome", "Trial"]
+__all__ = ["RECORD", "Outcome", "Trial", "drop_models"]
 
 RECORD = "candidate.json"
 
@@ -211,8 +211,7 @@ class Trial:
     def drop_models(self, lease: Lease) -> None:
         """Remove what it trained: its scores are what it is for."""
         lease.check()
-        remove_tree(self.preparation.run.path / "models")
-        remove_tree(self.preparation.run.path / "systems")
+        drop_models(self.preparation.run.path)
 
     def adopt(self, lease: Lease) -> None:
         """Make the models and the held-out scores those of the run, where they still are here.
@@ -238,6 +237,12 @@ class Trial:
                 with publish_file(target.shard_path(record.key)) as temporary:
                     temporary.write_bytes(source.shard_path(record.key).read_bytes())
                 write_json(target.record_path(record.key), asdict(record))
+
+
+def drop_models(folder: Location) -> None:
+    """Remove the models of a training."""
+    remove_tree(folder / "models")
+    remove_tree(folder / "systems")
 
 
 def _seconds_of(model: ClassModel) -> float:

@@ -96,7 +96,8 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
 def _choice(preparation: Preparation) -> Iterator[str]:
     """Say which recipes would be tried, or which was chosen."""
     from cluster.choice import why_not_chosen_by
-    from cluster.cross_validation import parts_of
+    from cluster.choice_report import wants_fine_tune
+    from cluster.cross_validation import judging_texts, parts_of
     from gencls_core.config import MIN_HELD_OUT
     from gencls_core.selection import candidates_of
 
@@ -107,19 +108,17 @@ def _choice(preparation: Preparation) -> Iterator[str]:
         return
     first, *others = (candidate.name for candidate in candidates_of(preparation.asked))
     asked, dataset = preparation.asked, preparation.dataset
-    count, budget = dataset.held_out, asked.recipe.budget
+    parts, budget = parts_of(asked, dataset), asked.recipe.budget
+    count = judging_texts(dataset, parts)
     texts = f"{count:,} held-out texts"
-    if parts := parts_of(asked, dataset):
-        count = dataset.split("train").rows
+    if parts:
         texts = f"{count:,} train texts, cross-validated in {parts} parts"
     if count < MIN_HELD_OUT:
         yield f"{first}: {why_not_chosen_by(dataset)}"
         if parts:
             yield f"its calibration is fitted on {texts}, if {budget} suffice"
         return
-    beside = " a fine-tune beside it (--ensemble),"
-    if asked.posterior.ensemble not in (None, "auto"):
-        beside = ""
+    beside = " a fine-tune beside it (--ensemble)," if wants_fine_tune(asked) else ""
     yield f"{first} is tried first, then, while {budget} last:{beside} {', '.join(others)}"
     yield f"judged by the calibrated NLL of {texts}"
     yield f"what is below is of {first}"

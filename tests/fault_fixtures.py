@@ -35,6 +35,7 @@ from gencls_core.ownership import own
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, read_scores
 from gencls_core.scoring_job import ScoringJob
+from gencls_core.training_task import TrainingTask
 
 
 def killed(action: Callable[[], None]) -> None:
@@ -58,6 +59,27 @@ def _act(pickled: bytes) -> None:
 def die(*_args: Any, **_options: Any) -> None:
     """End this process as the out-of-memory killer does."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_step(task: TrainingTask, step: int) -> None:
+    """Train in a process of its own, which is killed as a step begins."""
+    # Workers of Ray load this file, and most need no torch.
+    from gencls_core.training import train_class
+    from gencls_core.training_loop import ObjectiveTrainer
+
+    original = ObjectiveTrainer.training_step
+
+    def train_and_die() -> None:
+        def stepping(self: Any, *args: Any, **options: Any) -> Any:
+            if self.state.global_step + 1 == step:
+                die()
+            return original(self, *args, **options)
+
+        ObjectiveTrainer.training_step = stepping
+        train_class(task)
+
+    killed(train_and_die)
+    assert not task.destination.exists()
 
 
 def make_run(folder: Path, *, rows: int = 64) -> RunDirectory:

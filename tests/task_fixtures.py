@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gencls_core.config import SequenceConfig, TrainingConfig
+from gencls_core.class_models import ClassModel
+from gencls_core.config import ScoringConfig, SequenceConfig, TrainingConfig
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA
 from gencls_core.model_source import ResolvedModel
+from gencls_core.scoring_job import ModelSystem, ScoringJob
 from gencls_core.training_task import TrainingTask
 
 
@@ -42,6 +44,22 @@ def labelled_task(
         validation_texts=[text for text, _ in held_out],
         validation_labels=tuple(label for _, label in held_out),
         **(values | settings),
+    )
+
+
+def job_of(
+    trained: ClassModel, base: ResolvedModel, system: ModelSystem, classes: tuple[str, ...]
+) -> ScoringJob:
+    """Make what scores texts by one model of all classes: in float32."""
+    return ScoringJob(
+        system=system,
+        classes=classes,
+        models=(trained,),
+        base=base,
+        sequence=SequenceConfig(),
+        scoring=ScoringConfig(),
+        precision="fp32",
+        device="cpu",
     )
 
 

@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fault_fixtures import die, killed
+from fault_fixtures import kill_at_step
 from model_fixtures import make_model_folder
 from safetensors.torch import load_file
 from scipy.special import log_softmax
-from task_fixtures import labelled_task
+from task_fixtures import job_of, labelled_task
 from test_joint import scores_of
 from torch import nn
 
 from gencls_core.averaging import WeightAverage
-from gencls_core.config import RecipeConfig, ScoringConfig, SequenceConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, TrainingConfig
 from gencls_core.model_source import ResolvedModel
 from gencls_core.objectives import load_objective
-from gencls_core.scoring_job import ScoringJob
 from gencls_core.systems.conditional_lm import JointLm
 from gencls_core.training import train_class
 from gencls_core.training_loop import ObjectiveTrainer
@@ -151,16 +150,7 @@ def test_many_held_out_texts_choose(base, tmp_path, train, training, mean_wins, 
     assert record.validation_nll == min(found)
     assert (record.averaged_epochs > 0) == mean_wins
     # What was committed is what was measured.
-    job = ScoringJob(
-        system=JointLm(),
-        classes=task.classes,
-        models=(model,),
-        base=base,
-        sequence=SequenceConfig(),
-        scoring=ScoringConfig(),
-        precision="fp32",
-        device="cpu",
-    )
+    job = job_of(model, base, JointLm(), task.classes)
     again = load_objective(task)
     scores = scores_of(job, task.validation_texts)
     scale, prior = again._scale, again._log_prior
@@ -220,19 +210,7 @@ def test_killed_with_a_mean_under_way(base, tmp_path, step):
     """18 steps in six epochs; the mean begins with step 12."""
     undisturbed = train_class(task_of(base, tmp_path / "alone", checkpoint_seconds=0.0))
     task = task_of(base, tmp_path / "disturbed", checkpoint_seconds=0.0)
-    original = ObjectiveTrainer.training_step
-
-    def train_and_die() -> None:
-        def stepping(self, *args, **options):
-            if self.state.global_step + 1 == step:
-                die()
-            return original(self, *args, **options)
-
-        ObjectiveTrainer.training_step = stepping
-        train_class(task)
-
-    killed(train_and_die)
-    assert not task.destination.exists()
+    kill_at_step(task, step)
     model = train_class(task)
     assert model.files[WEIGHTS] == undisturbed.files[WEIGHTS]
     held_out = [

@@ -14,7 +14,7 @@ import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
-from task_fixtures import examples_of, labelled_task
+from task_fixtures import examples_of, job_of, labelled_task
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -120,16 +120,7 @@ def make_task(
 
 
 def make_job(trained: ClassModel, base: ResolvedModel, **changes) -> ScoringJob:
-    job = ScoringJob(
-        system=Discriminative(),
-        classes=CLASSES[:2],
-        models=(trained,),
-        base=base,
-        sequence=SequenceConfig(),
-        scoring=ScoringConfig(),
-        precision="fp32",
-        device="cpu",
-    )
+    job = job_of(trained, base, Discriminative(), CLASSES[:2])
     return replace(job, **changes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_fixtures import die, killed
+from fault_fixtures import die, kill_at_step, killed
 from test_training import make_task
 
 from gencls_core.checkpoints import Checkpoints
@@ -57,19 +57,7 @@ def resumed_from(task: TrainingTask) -> tuple[str, int]:
 
 @pytest.mark.parametrize("step", [2, 5, 8])
 def test_killed_at_a_step(task, undisturbed, step):
-    original = ObjectiveTrainer.training_step
-
-    def train_and_die() -> None:
-        def stepping(self, *args, **options):
-            if self.state.global_step + 1 == step:
-                die()
-            return original(self, *args, **options)
-
-        ObjectiveTrainer.training_step = stepping
-        train_class(task)
-
-    killed(train_and_die)
-    assert not task.destination.exists()
+    kill_at_step(task, step)
     digest, first = resumed_from(task)
     assert first == step
     assert digest == undisturbed

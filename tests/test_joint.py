@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import task_fixtures
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder
 from scipy.special import log_softmax
 from task_fixtures import examples_of, labelled_task
 
 from gencls_core.class_models import ClassModel
-from gencls_core.config import RecipeConfig, ScoringConfig, SequenceConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, TrainingConfig
 from gencls_core.errors import ModelError, StoreError, TrainingError
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import load_causal_lm
@@ -64,16 +65,7 @@ def task_of(base: ResolvedModel, destination: Path, **changes: object) -> Traini
 
 
 def job_of(trained: ClassModel, base: ResolvedModel, system: ConditionalLm) -> ScoringJob:
-    return ScoringJob(
-        system=system,
-        classes=CLASSES,
-        models=(trained,),
-        base=base,
-        sequence=SequenceConfig(),
-        scoring=ScoringConfig(),
-        precision="fp32",
-        device="cpu",
-    )
+    return task_fixtures.job_of(trained, base, system, CLASSES)
 
 
 def scores_of(job: ScoringJob, texts: list[str]) -> np.ndarray:

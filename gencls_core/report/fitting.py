@@ -52,6 +52,8 @@ class CalibrationFit:
     """How often the classes occur among them: the prior that the biases were fitted beside."""
     ensemble: EnsembleFit | None
     """None where none was asked for, or it could not be fitted."""
+    sizes: tuple[int, ...]
+    """Of the groups that `texts` are made of: the validation texts, each part."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class Fitter:
         calibration = fit_calibration(texts, text_prior)
         if calibration is None:
             return None, (f"{unavailable}{why_not_calibrated(texts)}.",)
-        return CalibrationFit(system, calibration, texts, text_prior, None), ()
+        sizes = tuple(map(len, found))
+        return CalibrationFit(system, calibration, texts, text_prior, None, sizes), ()
 
     def _train_counts(self) -> dict[str, int]:
         return self.origin.dataset().split("train").class_counts
@@ -213,12 +216,11 @@ class Fitter:
         """
         system = setting.system
         texts, first = [], 0
-        pairs = zip(self._held_out(alone.system), self._held_out(system), strict=False)
-        for (matrix, _), (other, train_counts) in pairs:
-            # As they were read for the fit: by loss, or as they are.
-            rows = np.arange(first, first + len(matrix))
+        pairs = zip(alone.sizes, self._held_out(system), strict=False)
+        for size, (other, train_counts) in pairs:
+            rows = np.arange(first, first + size)
             texts.append(with_beside(alone.texts.take(rows), other, train_counts))
-            first += len(matrix)
+            first += size
         if first != len(alone.texts):
             raise StoreError(f"{system} has not scored the held-out texts")
         matrix = LikelihoodMatrix.concatenated(texts)
