@@ -20,6 +20,7 @@ import cluster.pipeline
 import cluster.selection
 import cluster.trial
 from cluster.pipeline import run_all
+from cluster.trial import drop_models
 from gencls_core.calibration import fit_calibration
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.errors import TrainingError
@@ -28,7 +29,7 @@ from gencls_core.posterior import FOLDS, cross_fitted, label_prior, posterior_of
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import LikelihoodMatrix
 from gencls_core.selection import Candidate, candidates_of, judge
-from gencls_core.storage import files_below, remove_tree
+from gencls_core.storage import files_below
 
 # --- what is tried -------------------------------------------------------------------------------
 
@@ -493,13 +494,13 @@ def test_an_interrupted_choice_goes_on_to_the_same_end(chosen, data, tmp_path, m
     stopped = run_all(config)
     seen: list[Event] = []
 
-    removed: list[Path] = []
+    dropped: list[Path] = []
 
-    def interrupt(path):
-        if removed:
+    def interrupt(folder):
+        if dropped:
             raise KeyboardInterrupt
-        removed.append(path)
-        remove_tree(path)
+        dropped.append(folder)
+        drop_models(folder)
 
     if when == "second candidate":
         for event in stopped:
@@ -508,7 +509,7 @@ def test_an_interrupted_choice_goes_on_to_the_same_end(chosen, data, tmp_path, m
                 stopped.close()
                 break
     else:
-        monkeypatch.setattr(cluster.selection, "remove_tree", interrupt)
+        monkeypatch.setattr(cluster.selection, "drop_models", interrupt)
         with pytest.raises(KeyboardInterrupt):
             seen.extend(stopped)
         monkeypatch.undo()
