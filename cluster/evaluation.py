@@ -212,7 +212,7 @@ class _Evaluation:
 
     def _system_beside(self) -> str | None:
         """Give the second system of an ensemble, where the run has one."""
-        from gencls_core.report.fitting import ensemble_of
+        from gencls_core.report.ensembles import ensemble_of
 
         config, run = self.preparation.config, self.preparation.run
         by_loss = config.scoring.likelihood == "loss"

@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import logsumexp
 
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
 
-__all__ = ["Calibration", "fit_calibration", "why_not_calibrated"]
+__all__ = ["Calibration", "Pool", "fit_beside_alone", "fit_calibration", "why_not_calibrated"]
 
 _LOG_SCALE_BOUNDS = (math.log(1e-6), math.log(1e3))
 
@@ -42,11 +42,31 @@ class Calibration:
     """Scale and biases of a calibrated posterior."""
 
     scale: float
-    """Multiplies every score; above 0, no unit. Below 1 means the raw posterior is too sure."""
+    """Multiplies every score, no unit. Below 1 means the raw posterior is too sure; 0 where only
+    the system beside is asked."""
     biases: dict[str, float]
     """Added per class after scaling, in nats; they sum to 0."""
     weight: float = 0.0
     """Of the system beside it, 0 or more, no unit; 0 where there is none."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Calibrated posteriors of the same texts, averaged with the shares of an ensemble."""
+
+    alone: Calibration
+    """Of the likelihoods without the second system."""
+    other: Calibration
+    """Of the second system without the likelihoods."""
+    both: Calibration
+    """Of the two in one exponent."""
+    shares: tuple[float, float, float]
+    """Of alone, other and both; they sum to 1."""
+
+    @property
+    def members(self) -> tuple[Calibration, Calibration, Calibration]:
+        """What is averaged, in the order of `shares`."""
+        return (self.alone, self.other, self.both)
 
 
 def why_not_calibrated(matrix: LikelihoodMatrix) -> str | None:
@@ -133,6 +153,28 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
         biases={name: float(bias) for name, bias in zip(matrix.classes, biases, strict=True)},
         weight=float(best[1:first_bias].sum()),
     )
+
+
+def fit_beside_alone(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Calibration:
+    """Fit scale and biases of the system beside, as if there were no likelihoods.
+
+    Args:
+        matrix: scores of held-out texts with another system's beside.
+        prior: see `fit_calibration`.
+
+    Returns:
+        A calibration with a scale of 0; where there is too little to learn from, the system as it
+        is.
+    """
+    assert matrix.beside is not None
+    # One token: what it says is a posterior already, expected to be about right as it is.
+    one_N = np.ones_like(matrix.num_tokens)
+    found = fit_calibration(
+        replace(matrix, scores=matrix.beside, beside=None, num_tokens=one_N), prior
+    )
+    if found is None:
+        return Calibration(0.0, dict.fromkeys(matrix.classes, 0.0), weight=1.0)
+    return Calibration(0.0, found.biases, weight=found.scale)
 
 
 def _minimise(

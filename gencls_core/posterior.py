@@ -3,8 +3,9 @@
     a_c(x)       = s · log P(x | c) + w · beside_c(x) + b_c + log P(c)
     log P(c | x) = a_c(x) − log Σ_k exp a_k(x)
 
-with s = 1, w = 0 and b = 0 where there is no calibration. Neither a prior nor a calibration
-touches a score, so both can be changed without scoring a text again.
+with s = 1, w = 0 and b = 0 where there is no calibration; an ensemble averages several of these
+(ensemble.py). Neither a prior nor a calibration touches a score, so both can be changed without
+scoring a text again.
 
 Shapes: N examples, C classes.
 """
@@ -13,23 +14,33 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.special import logsumexp
 
-from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
+from gencls_core.calibration import Calibration, Pool, fit_calibration, why_not_calibrated
 from gencls_core.errors import UsageError
-from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, blocks_of, read_likelihoods
+from gencls_core.score_matrix import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    LikelihoodMatrix,
+    blocks_of,
+    read_likelihoods,
+)
 from gencls_core.scores import Quantity
 
 __all__ = [
     "Calibration",
     "LikelihoodMatrix",
+    "Pool",
     "cross_fitted",
     "fit_calibration",
+    "folds_of",
     "label_prior",
     "log_posterior",
+    "pooled",
     "posterior_of",
     "read_likelihoods",
     "resolve_prior",
@@ -81,7 +92,7 @@ def label_prior(matrix: LikelihoodMatrix) -> dict[str, float]:
 def log_posterior(
     scores: FloatArray,
     prior: Mapping[str, float],
-    calibration: Calibration | None = None,
+    calibration: Calibration | Pool | None = None,
     *,
     quantity: Quantity = "log_likelihood",
     beside: FloatArray | None = None,
@@ -92,28 +103,70 @@ def log_posterior(
         scores: [N, C] in nats, columns in the order of `prior`.
         prior: class → probability. A `log_posterior` was learned together with the class
             frequencies of its train texts: there the prior is already in it and is not added.
-        calibration: scale and biases, or None for the plain rule.
+        calibration: scale and biases, or several of them and their shares, or None for the plain
+            rule.
         quantity: what `scores` are.
         beside: [N, C], what another system says; needed where the calibration gives it a weight.
     """
     scores_NC = np.asarray(scores, dtype=np.float64)
-    normalised_NC = np.empty_like(scores_NC)
+    log_prior_C = np.zeros(len(prior))
+    if quantity != "log_posterior":
+        log_prior_C = np.log(list(prior.values()))
+    found_NC = np.empty_like(scores_NC)
     for block in blocks_of(len(scores_NC)):
-        logits_NC = scores_NC[block]
-        if calibration is not None:
-            biases_C = np.array([calibration.biases[name] for name in prior])
-            logits_NC = calibration.scale * logits_NC + biases_C
-            if calibration.weight:
-                assert beside is not None, "the calibration was fitted beside another system"
-                logits_NC = logits_NC + calibration.weight * beside[block]
-        if quantity != "log_posterior":
-            logits_NC = logits_NC + np.log(list(prior.values()))
-        normalised_NC[block] = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
+        these_NC = scores_NC[block]
+        beside_NC = None if beside is None else beside[block]
+        if isinstance(calibration, Pool):
+            members = [
+                _normalised(_logits(these_NC, beside_NC, member, prior) + log_prior_C)
+                for member in calibration.members
+            ]
+            found_NC[block] = pooled(np.stack(members), calibration.shares)
+        else:
+            logits_NC = _logits(these_NC, beside_NC, calibration, prior) + log_prior_C
+            found_NC[block] = _normalised(logits_NC)
+    return found_NC
+
+
+def _logits(
+    scores_NC: FloatArray,
+    beside_NC: FloatArray | None,
+    calibration: Calibration | None,
+    classes: Iterable[str],
+) -> FloatArray:
+    """Give what speaks for each class apart from the prior, [N, C] nats."""
+    if calibration is None:
+        return scores_NC
+    logits_NC: FloatArray = calibration.scale * scores_NC + np.array(
+        [calibration.biases[name] for name in classes]
+    )
+    if calibration.weight:
+        assert beside_NC is not None, "the calibration was fitted beside another system"
+        logits_NC = logits_NC + calibration.weight * beside_NC
+    return logits_NC
+
+
+def _normalised(logits_NC: FloatArray) -> FloatArray:
+    normalised_NC: FloatArray = logits_NC - logsumexp(logits_NC, axis=1, keepdims=True)
     return normalised_NC
 
 
+def pooled(log_posterior_KNC: FloatArray, shares: Sequence[float]) -> FloatArray:
+    """Average K posteriors (a linear opinion pool); log-probabilities in nats in and out, [N, C].
+
+    Args:
+        log_posterior_KNC: of each member, over the last axis.
+        shares: of each member, above 0; they sum to 1.
+    """
+    log_shares_K = np.log(shares)[:, None, None]
+    mean_NC: FloatArray = logsumexp(log_posterior_KNC + log_shares_K, axis=0)
+    return mean_NC
+
+
 def posterior_of(
-    matrix: LikelihoodMatrix, prior: Mapping[str, float], calibration: Calibration | None = None
+    matrix: LikelihoodMatrix,
+    prior: Mapping[str, float],
+    calibration: Calibration | Pool | None = None,
 ) -> FloatArray:
     """Apply `log_posterior` to a matrix, whatever the order of the classes in `prior`."""
     ordered = {name: prior[name] for name in matrix.classes}
@@ -122,27 +175,42 @@ def posterior_of(
     )
 
 
-def cross_fitted(matrix: LikelihoodMatrix, seed: int = 0) -> FloatArray:
+def folds_of(codes_N: IntArray, seed: int = 0) -> Iterator[BoolArray]:
+    """Cut texts into `FOLDS` parts with all classes alike; give each that is not empty, [N].
+
+    Args:
+        codes_N: numbers of the texts' classes.
+        seed: of the parts.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(codes_N))
+    by_class = shuffled[np.argsort(codes_N[shuffled], kind="stable")]
+    fold_N = np.empty(len(codes_N), dtype=np.int64)
+    fold_N[by_class] = np.arange(len(codes_N)) % FOLDS
+    for fold in range(FOLDS):
+        if (judged_N := fold_N == fold).any():
+            yield judged_N
+
+
+Fit = Callable[[LikelihoodMatrix, Mapping[str, float]], Calibration | None]
+"""A way to fit a calibration, such as `fit_calibration`."""
+
+
+def cross_fitted(
+    matrix: LikelihoodMatrix, seed: int = 0, *, fit: Fit = fit_calibration
+) -> FloatArray:
     """Give log P(class | text) of each labelled text in nats, [N, C], calibrated without it.
 
     Args:
         matrix: scores of held-out texts.
-        seed: of the parts that the texts are cut into, each with all classes alike.
+        seed: of the parts that the texts are cut into.
+        fit: how a calibration is fitted.
     """
     rows_N = np.flatnonzero(matrix.label_codes >= 0)
-    codes_N = matrix.label_codes[rows_N]
-    shuffled = np.random.default_rng(seed).permutation(len(rows_N))
-    by_class = shuffled[np.argsort(codes_N[shuffled], kind="stable")]
-    fold_N = np.empty(len(rows_N), dtype=np.int64)
-    fold_N[by_class] = np.arange(len(rows_N)) % FOLDS
     log_posterior_NC = np.empty((len(rows_N), len(matrix.classes)))
-    for fold in range(FOLDS):
-        judged = fold_N == fold
-        if not judged.any():
-            continue
-        others, these = matrix.take(rows_N[~judged]), matrix.take(rows_N[judged])
+    for judged_N in folds_of(matrix.label_codes[rows_N], seed):
+        others, these = matrix.take(rows_N[~judged_N]), matrix.take(rows_N[judged_N])
         prior = label_prior(others)
-        log_posterior_NC[judged] = posterior_of(these, prior, fit_calibration(others, prior))
+        log_posterior_NC[judged_N] = posterior_of(these, prior, fit(others, prior))
     return log_posterior_NC
 
 

@@ -15,7 +15,7 @@ __all__ = ["report_command"]
 @click.option("--prior", help="`train`, `uniform` or `World=0.4,Sports=0.6`; default: the run's.")
 @click.option(
     "--ensemble",
-    type=click.Choice(["none", "auto", "tfidf", "nbsvm"]),
+    type=click.Choice(["none", "auto", "tfidf", "nbsvm", "discriminative"]),
     help="Which scored system stands beside the likelihoods; default: the run's.",
 )
 def report_command(run: Location, prior: str | None, ensemble: str | None) -> None:

@@ -17,13 +17,14 @@ from run_fixtures import CLASSES as CLASSES_OF_RUN
 from run_fixtures import make_data, sentences, write_jsonl
 from scipy.special import log_softmax
 
-from gencls_core.calibration import fit_calibration
+from gencls_core.calibration import fit_beside_alone, fit_calibration
 from gencls_core.comparison.results import read_results
-from gencls_core.ensemble import companions_of, judge_ensemble, with_beside
+from gencls_core.ensemble import companions_of, fit_pool, with_beside
 from gencls_core.errors import StoreError
-from gencls_core.posterior import posterior_of
+from gencls_core.posterior import cross_fitted, posterior_of
 from gencls_core.report.build import build_report
-from gencls_core.report.fitting import ensemble_of
+from gencls_core.report.ensembles import decided, ensemble_of
+from gencls_core.report.fitting import EnsembleFit
 from gencls_core.report.inference import infer, infer_by_range
 from gencls_core.report.schema import Report
 from gencls_core.run import RunDirectory
@@ -141,23 +142,101 @@ def test_another_prior_counts_once():
         np.testing.assert_allclose(np.exp(posterior[0]), list(prior.values()), atol=1e-6)
 
 
-def test_a_second_system_that_knows_more_helps_and_noise_does_not():
-    matrix = planted(400, scale=0.2, weight=0.7, seed=4)
-    trial = judge_ensemble(matrix)
-    assert trial.helps
-    assert trial.nll_alone - trial.nll_together > 2 * trial.standard_error > 0
-    noise = np.random.default_rng(5).normal(0, 1.5, (400, 3))
-    trial = judge_ensemble(replace(planted(400, scale=0.2, weight=0.0, seed=6), beside=noise))
-    assert abs(trial.nll_together - trial.nll_alone) < 0.02
+def test_the_second_system_alone_is_as_if_there_were_no_likelihoods():
+    matrix = planted(200, scale=0.2, weight=0.7, seed=3)
+    found = fit_beside_alone(matrix, UNIFORM)
+    other = replace(matrix, scores=np.zeros((200, 3)))
+    posterior = posterior_of(matrix, UNIFORM, found)
+    np.testing.assert_array_equal(posterior, posterior_of(other, UNIFORM, found))
+    expected = log_softmax(
+        found.weight * matrix.beside + np.array(list(found.biases.values())), axis=1
+    )
+    np.testing.assert_allclose(posterior, expected, atol=1e-12)
+    one_class = replace(matrix, label_codes=np.zeros(200, dtype=np.int64))
+    assert fit_beside_alone(one_class, UNIFORM).weight == 1
+
+
+def naive_pool(matrix, pool, prior):
+    """The module's formula, in probabilities."""
+    parts = []
+    for member, share in zip(pool.members, pool.shares, strict=True):
+        logits = member.scale * matrix.scores + member.weight * matrix.beside
+        logits += np.array(list(member.biases.values())) + np.log(list(prior.values()))
+        parts.append(share * np.exp(log_softmax(logits, axis=1)))
+    return np.sum(parts, axis=0)
+
+
+def test_a_pool_is_the_mean_of_its_members():
+    matrix = planted(200, scale=0.2, weight=0.7, seed=3)
+    pool = fit_pool(matrix, UNIFORM).pool
+    assert pool.alone.weight == pool.other.scale == 0
+    assert min(pool.both.scale, pool.both.weight, *pool.shares) > 0
+    assert sum(pool.shares) == pytest.approx(1, abs=1e-12)
+    for prior in (UNIFORM, {"a": 0.7, "b": 0.2, "c": 0.1}):
+        found = np.exp(posterior_of(matrix, prior, pool))
+        np.testing.assert_allclose(found, naive_pool(matrix, pool, prior), atol=1e-12)
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [12, 200])
+def test_no_other_shares_are_more_probable(rows):
+    matrix = planted(rows, scale=0.2, weight=0.7, seed=5)
+    fitted = fit_pool(matrix, UNIFORM)
+    ways = {"alone": fit_calibration, "other": fit_beside_alone, "both": fit_calibration}
+    own = []
+    for name, fit in ways.items():
+        texts = replace(matrix, beside=None) if name == "alone" else matrix
+        posterior = cross_fitted(texts, fit=fit)
+        own.append(np.exp(posterior[np.arange(rows), matrix.label_codes]))
+    np.testing.assert_allclose(fitted.alone, -np.log(own[0]), atol=1e-12)
+
+    def objective(shares):
+        return np.log(np.asarray(shares) @ np.array(own)).sum() + np.log(shares).sum()
+
+    best = objective(fitted.pool.shares)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        for step in (-1e-3, 1e-3):
+            shares = list(fitted.pool.shares)
+            shares[one], shares[other] = shares[one] + step, shares[other] - step
+            assert objective(shares) < best
+
+
+def test_a_second_system_that_knows_more_helps():
+    fitted = fit_pool(planted(400, scale=0.2, weight=0.7, seed=4), UNIFORM)
+    assert fitted.nll_alone - fitted.nll_together > 2 * fitted.standard_error > 0
+    assert fitted.pool.shares[2] > 0.8  # labels were drawn from both in one exponent
+
+
+def test_labels_have_no_part_in_their_own_posterior():
+    """A text with a wrong label changes what is said of others, not how it is judged."""
+    matrix = planted(60, scale=0.2, weight=0.7, seed=7)
+    fitted = fit_pool(matrix, UNIFORM)
+    assert fitted.nll_together > 0
+    in_sample = -posterior_of(matrix, UNIFORM, fitted.pool)[np.arange(60), matrix.label_codes]
+    assert fitted.nll_together > in_sample.mean()
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_system_that_is_wrong_never_helps(seed):
-    """Both fits end at the same place; what rounding leaves between them decides nothing."""
+def test_a_system_that_is_wrong_or_noise_costs_little(seed):
     matrix = planted(80, scale=0.2, weight=0.7, seed=seed)
-    trial = judge_ensemble(replace(matrix, beside=-matrix.beside))
-    assert trial.nll_together == pytest.approx(trial.nll_alone, abs=1e-4)
-    assert not trial.helps
+    noise = np.random.default_rng(100 + seed).normal(0, 1.5, (80, 3))
+    for beside in (-matrix.beside, noise):
+        fitted = fit_pool(replace(matrix, beside=beside), UNIFORM)
+        assert fitted.pool.shares[1] < 0.25
+        # Three members start with a third each; the 80 texts leave a wrong one next to nothing.
+        assert fitted.nll_together - fitted.nll_alone < 0.06
+
+
+def test_sure_mistakes_are_bounded_by_the_other_system():
+    """Held-out texts without one cannot tell of them; a linear pool does not need to be told."""
+    held_out = planted(200, scale=0.5, weight=1.5, seed=10)
+    pool = fit_pool(held_out, UNIFORM).pool
+    scores, beside = np.array([[0.0, -60.0, -60.0]]), np.array([[-1.0, 1.0, 0.0]])
+    mistake = matrix_of(scores, [1], beside)
+    alone, together = (-posterior_of(mistake, UNIFORM, how)[0, 1] for how in (pool.alone, pool))
+    assert alone > 12
+    other = -posterior_of(mistake, UNIFORM, pool.other)[0, 1]
+    assert together <= other - math.log(pool.shares[1])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +293,9 @@ def test_report_with_an_ensemble(tmp_path):
     found = report.calibration.ensemble
     assert (found.system, found.taken, found.num_texts) == ("tfidf", True, 90)
     assert found.nll_together < found.nll_alone
-    assert found.weight > 0
+    assert [member.of for member in found.members] == ["likelihoods", "second system", "both"]
+    assert sum(member.share for member in found.members) == pytest.approx(1)
+    assert found.members[2].weight > 0
     assert report.answer == "calibrated"
     assert report.accuracy.calibrated > report.accuracy.uncalibrated
     alone = build_report(run, ensemble="none")
@@ -226,7 +307,8 @@ def test_report_with_an_ensemble(tmp_path):
     for page in ("report.md", "report.html"):
         text = " ".join((run.report_path / page).read_text().split())
         assert "with TF-IDF with logistic regression beside them" in text
-        assert "stands beside the likelihoods with a weight of" in text
+        assert "stands beside the likelihoods: held-out texts are better predicted with it" in text
+        assert "mean of three calibrated posteriors: likelihoods" in text
         assert "By the likelihoods alone" in text
     rows = pq.read_table(run.predictions_path)
     assert rows.column("answer").equals(rows.column("calibrated_predicted"))
@@ -243,12 +325,11 @@ def test_posterior_is_the_formula(tmp_path):
     likelihoods = read_likelihoods(run.scores, "class-lm", CLASSES)
     judged = read_likelihoods(run.scores, "tfidf", CLASSES)
     counts = run.dataset().split("train").class_counts
-    fit = inference.calibration
-    logits = fit.scale * likelihoods.scores + np.array([fit.biases[name] for name in CLASSES])
+    pool = inference.calibration
     q = np.array([counts[name] for name in CLASSES]) / sum(counts.values())
-    logits += fit.weight * (judged.scores - np.log(q))
-    logits += np.log([inference.prior[name] for name in CLASSES])
-    np.testing.assert_allclose(inference.calibrated, log_softmax(logits, axis=1), atol=1e-9)
+    matrix = replace(likelihoods, beside=judged.scores - np.log(q))
+    expected = np.log(naive_pool(matrix, pool, {name: inference.prior[name] for name in CLASSES}))
+    np.testing.assert_allclose(inference.calibrated, expected, atol=1e-9)
     # What is stored is untouched, and a range at a time gives the same.
     assert (inference.matrix.scores == likelihoods.scores).all()
     parts = np.concatenate([part.calibrated for part in infer_by_range(run)])
@@ -276,23 +357,49 @@ def test_a_second_system_without_scores_is_left_out_and_said(tmp_path, lost, sai
     assert report.answer == "uncalibrated"
 
 
-def test_of_two_the_one_is_taken_that_helps_more(tmp_path):
+def fit_of(system, alone_N, gain):
+    """A second system with which held-out texts are better predicted by `gain` nats in the mean."""
+    rows, spread = len(alone_N), 0.5 if system == "tfidf" else -0.5
+    differences = np.where(np.arange(rows) % 2, gain + spread, gain - spread)
+    fitted = replace(NO_POOL, alone=alone_N, together=alone_N - differences)
+    return EnsembleFit(system, matrix_of(np.zeros((rows, 3)), np.zeros(rows)), fitted)
+
+
+NO_POOL = fit_pool(planted(12, scale=0.2, weight=0.7, seed=0), UNIFORM)
+
+
+@pytest.mark.parametrize(
+    ("gains", "taken", "reason"),
+    [
+        # One standard error is 0.05.
+        ({"tfidf": 0.04}, None, "do not show that it helps"),
+        ({"tfidf": 0.06}, "tfidf", "are better predicted with it"),
+        ({"discriminative": 0.01}, "discriminative", "are better predicted with it"),
+        ({"discriminative": -0.04}, "discriminative", "do not speak against it"),
+        ({"discriminative": -0.06}, None, "are better predicted without it"),
+        ({"tfidf": 0.02, "discriminative": -0.02}, "discriminative", "do not speak against it"),
+        ({"tfidf": 0.2, "discriminative": -0.2}, "tfidf", "are better predicted with it"),
+        ({"tfidf": -0.2, "discriminative": -0.1}, None, "are better predicted without it"),
+    ],
+)
+def test_a_fine_tune_must_do_harm_to_be_left_out_and_a_bag_of_words_help(gains, taken, reason):
+    alone_N = np.full(100, 1.0)
+    fits = [fit_of(system, alone_N, gain) for system, gain in gains.items()]
+    found = decided(fits, always=False)
+    assert found.reason == f"held-out texts {reason}"
+    assert (found.system if found.taken else None) == taken
+    asked = decided(fits[:1], always=True)
+    assert (asked.taken, asked.reason) == (True, "it was asked for")
+
+
+def test_without_the_scores_of_the_one_the_other_is_tried(tmp_path):
     run = made_run(tmp_path / "run", "auto", fine_tune=True)
-    fits = {
-        system: infer(run, ensemble=system).fit.ensemble.trial.nll_together
-        for system in ("tfidf", "discriminative")
-    }
-    assert len(set(fits.values())) == 2
-    best = min(fits, key=fits.get)
-    assert infer(run).fit.ensemble.system == best
-    assert ensemble_of(run) == best
-    # Without the better one's scores the other is taken, and that is said.
-    other = max(fits, key=fits.get)
+    assert infer(run).fit.ensemble.system == ensemble_of(run) == "discriminative"
     for store, texts in ((run.scores, "test"), (run.validation_scores, "held-out")):
-        store.retire(best, ())
+        store.retire("discriminative", ())
         report = build_report(run)
-        assert report.calibration.ensemble.system == other
-        lost = f"A second system was left out: {best} has not scored the {texts} texts."
+        assert report.calibration.ensemble.system == "tfidf"
+        lost = f"A second system was left out: discriminative has not scored the {texts} texts."
         assert lost in report.notes
 
 
@@ -326,10 +433,10 @@ def test_a_second_system_that_is_wrong_is_left_out_and_said(tmp_path):
         )
         held_out.commit(ShardKey("tfidf", name, 0, 1), wrong, start=0, digest="e" * 64)
     found = build_report(run).calibration.ensemble
-    assert (found.taken, found.weight) == (False, 0)
-    assert found.reason == "held-out texts are no better predicted with it"
+    assert (found.taken, found.members) == (False, [])
+    assert found.reason == "held-out texts do not show that it helps"
     text = " ".join((run.report_path / "report.md").read_text().split())
-    assert "was tried beside the likelihoods and left out: held-out texts are no better" in text
+    assert "was tried beside the likelihoods and left out: held-out texts do not show" in text
 
 
 def test_without_calibration_an_ensemble_that_was_asked_for_is_missed(tmp_path):
@@ -411,7 +518,8 @@ def test_labelled_texts_are_evaluated_with_the_ensemble(finished, data, tmp_path
     report = json.loads((tmp_path / "report.json").read_text())
     own = report_of(RunDirectory(finished[0])).calibration
     assert report["answer"] == "calibrated"
-    assert report["calibration"]["ensemble"]["weight"] == own.ensemble.weight
+    ensemble = own.ensemble.model_dump(mode="json")
+    assert report["calibration"]["ensemble"]["members"] == ensemble["members"]
     # The run's own report can be had without it, and nothing is scored for that.
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
@@ -473,7 +581,7 @@ def test_a_fine_tune_that_was_asked_for(finished, data, tmp_path):
     succeed("evaluate", "--model-dir", str(folder), "--data-dir", str(tmp_path / "other"),
             "--num-cpus", "2", "--output", str(tmp_path / "report.json"))  # fmt: skip
     evaluated = json.loads((tmp_path / "report.json").read_text())["calibration"]["ensemble"]
-    assert evaluated["weight"] == report.calibration.ensemble.weight
+    assert evaluated["members"] == report.calibration.ensemble.model_dump(mode="json")["members"]
     # Without the model there is no ensemble for new texts, and that is said.
     shutil.rmtree(folder / "systems")
     shutil.rmtree(folder / "evaluations")

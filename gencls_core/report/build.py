@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gencls_core.calibration import Pool
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError
 from gencls_core.metrics import Metrics, evaluate, perplexities, wilson_interval
@@ -30,6 +31,7 @@ from gencls_core.report.inference import Inference, infer, origin_of, prior_coun
 from gencls_core.report.markdown import render_markdown
 from gencls_core.report.predictions import write_predictions
 from gencls_core.report.schema import (
+    MEMBERS,
     BaselineReport,
     Both,
     CalibrationReport,
@@ -38,6 +40,7 @@ from gencls_core.report.schema import (
     EnsembleReport,
     LikelihoodCheck,
     PerplexityReport,
+    PoolMemberReport,
     PriorReport,
     ReliabilityBinReport,
     Report,
@@ -200,8 +203,8 @@ def _calibration(inference: Inference) -> CalibrationReport | None:
         for calibration in (None, fit.calibration)
     )
     return CalibrationReport(
-        scale=fit.calibration.scale,
-        biases=fit.calibration.biases,
+        scale=fit.alone.scale,
+        biases=fit.alone.biases,
         num_texts=before.num_labelled,
         nll_before=before.nll,
         nll_after=after.nll,
@@ -212,16 +215,29 @@ def _calibration(inference: Inference) -> CalibrationReport | None:
 def _ensemble(fit: CalibrationFit) -> EnsembleReport | None:
     if fit.ensemble is None:
         return None
-    trial = fit.ensemble.trial
+    found = fit.ensemble
+    members = []
+    if isinstance(fit.calibration, Pool):
+        pool = fit.calibration
+        for of, member, share in zip(MEMBERS, pool.members, pool.shares, strict=True):
+            members.append(
+                PoolMemberReport(
+                    of=of,
+                    share=share,
+                    scale=member.scale,
+                    weight=member.weight,
+                    biases=member.biases,
+                )
+            )
     return EnsembleReport(
-        system=fit.ensemble.system,
-        taken=fit.ensemble.taken,
-        reason=fit.ensemble.reason,
-        weight=fit.calibration.weight,
-        num_texts=trial.held_out,
-        nll_alone=trial.nll_alone,
-        nll_together=trial.nll_together,
-        standard_error=trial.standard_error,
+        system=found.system,
+        taken=found.taken,
+        reason=found.reason,
+        members=members,
+        num_texts=len(found.fitted.alone),
+        nll_alone=found.fitted.nll_alone,
+        nll_together=found.fitted.nll_together,
+        standard_error=found.fitted.standard_error,
     )
 
 

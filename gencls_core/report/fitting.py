@@ -1,4 +1,4 @@
-"""What is fitted on held-out texts: scale, biases, and the weight of a second system.
+"""What is fitted on held-out texts: scale, biases, and the shares of a second system.
 
 Everything comes from committed score shards and the manifest; nothing is scored here.
 """
@@ -6,21 +6,13 @@ Everything comes from committed score shards and the manifest; nothing is scored
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from gencls_core.calibration import Calibration, fit_calibration, why_not_calibrated
+from gencls_core.calibration import Calibration, Pool, fit_calibration, why_not_calibrated
 from gencls_core.datasets.dataset import Dataset
-from gencls_core.ensemble import (
-    FINE_TUNE,
-    EnsembleTrial,
-    companions_of,
-    judge_ensemble,
-    with_beside,
-)
+from gencls_core.ensemble import FINE_TUNE, PoolFit, fit_pool, with_beside
 from gencls_core.errors import DataError, StoreError
 from gencls_core.posterior import label_prior
 from gencls_core.run import RunDirectory, system_of
@@ -35,8 +27,6 @@ __all__ = [
     "EnsembleFit",
     "Fitter",
     "decided_by_loss",
-    "ensemble_of",
-    "with_ensemble",
 ]
 
 
@@ -45,7 +35,8 @@ class CalibrationFit:
     """A calibration, and what it did to the texts that it was fitted on."""
 
     system: str
-    calibration: Calibration
+    calibration: Calibration | Pool
+    """A pool where an ensemble is taken."""
     texts: LikelihoodMatrix
     """Scores of the validation texts, and of the parts of a cross-validation."""
     text_prior: dict[str, float]
@@ -55,15 +46,23 @@ class CalibrationFit:
     sizes: tuple[int, ...]
     """Of the groups that `texts` are made of: the validation texts, each part."""
 
+    @property
+    def alone(self) -> Calibration:
+        """The calibration of the likelihoods alone."""
+        made = self.calibration
+        return made.alone if isinstance(made, Pool) else made
+
 
 @dataclass(frozen=True)
 class EnsembleFit:
-    """Whether a second system stands beside the likelihoods, and why."""
+    """A second system beside the likelihoods, whether it is taken, and why."""
 
     system: str
-    trial: EnsembleTrial
-    taken: bool
-    reason: str
+    texts: LikelihoodMatrix
+    """Those of the calibration, with what the second system says of them."""
+    fitted: PoolFit
+    taken: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,13 +207,12 @@ class Fitter:
         tested = read_likelihoods(store, system, self.classes, records)
         return Companion(self._train_counts(), tested)
 
-    def together(self, alone: CalibrationFit, setting: _EnsembleSetting) -> CalibrationFit:
-        """Fit both systems, and take the second where it helps, or was asked for.
+    def together(self, alone: CalibrationFit, system: str) -> EnsembleFit:
+        """Fit the likelihoods and a second system.
 
         Raises:
             StoreError: when it has not scored the held-out texts.
         """
-        system = setting.system
         texts, first = [], 0
         pairs = zip(alone.sizes, self._held_out(system), strict=False)
         for size, (other, train_counts) in pairs:
@@ -224,127 +222,7 @@ class Fitter:
         if first != len(alone.texts):
             raise StoreError(f"{system} has not scored the held-out texts")
         matrix = LikelihoodMatrix.concatenated(texts)
-        trial = judge_ensemble(matrix)
-        calibration = fit_calibration(matrix, alone.text_prior)
-        assert calibration is not None, "it could be fitted without the second system"
-        helps = trial.helps and calibration.weight > 0
-        reason = f"held-out texts are {'better' if helps else 'no better'} predicted with it"
-        if setting.always:
-            reason = "it was asked for"
-        ensemble = EnsembleFit(system, trial, setting.always or helps, reason)
-        if not ensemble.taken:
-            return replace(alone, ensemble=ensemble)
-        return replace(alone, calibration=calibration, texts=matrix, ensemble=ensemble)
-
-
-def _wanted(manifest: dict[str, Any], ensemble: str | None) -> str | None:
-    """Give the setting `ensemble`; a run of before there was one says nothing of it."""
-    setting: str | None = ensemble or manifest["config"]["posterior"].get("ensemble")
-    return setting
-
-
-def _settings(
-    fitter: Fitter, manifest: dict[str, Any], ensemble: str | None, held_out: int
-) -> list[_EnsembleSetting]:
-    """Give the second systems that are to be tried."""
-    wanted = _wanted(manifest, ensemble)
-    systems = companions_of(
-        wanted,
-        baseline=manifest["config"].get("baseline", True),
-        fine_tune=fitter.tries_fine_tune,
-        held_out=held_out,
-    )
-    return [_EnsembleSetting(system, always=wanted != "auto") for system in systems]
-
-
-@dataclass(frozen=True)
-class _EnsembleSetting:
-    system: str
-    always: bool
-    """Whether it was asked for by name."""
-
-
-def _fits(
-    fitter: Fitter, alone: CalibrationFit, settings: Sequence[_EnsembleSetting]
-) -> tuple[list[CalibrationFit], list[Exception]]:
-    """Fit each second system, the one by which held-out texts are predicted best first; and say why
-    others could not be tried."""
-    fits: list[CalibrationFit] = []
-    problems: list[Exception] = []
-    for setting in settings:
-        try:
-            fits.append(fitter.together(alone, setting))
-        except (DataError, StoreError) as error:
-            problems.append(error)
-    return sorted(fits, key=_order), problems
-
-
-def _order(fit: CalibrationFit) -> tuple[bool, float]:
-    assert fit.ensemble is not None
-    return not fit.ensemble.taken, fit.ensemble.trial.nll_together
-
-
-def with_ensemble(
-    fitter: Fitter, alone: CalibrationFit | None, manifest: dict[str, Any], ensemble: str | None
-) -> tuple[CalibrationFit | None, Companion | None, tuple[str, ...]]:
-    """Give the fit with a second system beside, what that says, and why it is not there.
-
-    Args:
-        fitter: of the run.
-        alone: the fit without one.
-        manifest: of the run.
-        ensemble: the setting; default: the manifest's.
-    """
-    if alone is None:
-        by_name = _wanted(manifest, ensemble) not in (None, "none", "auto")
-        return None, None, ("There is no ensemble without calibration.",) if by_name else ()
-    settings = _settings(fitter, manifest, ensemble, len(alone.texts))
-    fits, problems = _fits(fitter, alone, settings)
-    found, companion = alone, None
-    for fit in fits:
-        assert fit.ensemble is not None
-        try:
-            if fit.ensemble.taken:
-                companion = fitter.companion(fit.ensemble.system, alone.system)
-        except (DataError, StoreError) as error:
-            problems.append(error)
-            continue
-        found = fit
-        break
-    # A help, not the result: the figures stand without it.
-    what = "There is no ensemble" if found is alone else "A second system was left out"
-    notes = tuple(f"{what}: {str(problem).splitlines()[0]}." for problem in problems)
-    return found, companion, notes
-
-
-def ensemble_of(
-    origin: RunDirectory,
-    ensemble: str | None = None,
-    *,
-    run: RunDirectory | None = None,
-    by_loss: bool = False,
-) -> str | None:
-    """Give the second system that stands beside the likelihoods of a run, by its held-out texts.
-
-    One that is asked for and has not scored them yet is given, too.
-
-    Args:
-        origin: a run whose held-out texts were scored.
-        ensemble: the setting; default: the run's own.
-        run: the evaluation in question, whose own scores of held-out texts come first.
-        by_loss: whether labels are decided by the original experiment's scores.
-    """
-    manifest = origin.manifest()
-    fitter = Fitter(run or origin, origin, tuple(manifest["classes"]), by_loss)
-    alone, _ = fitter.fit(system_of(manifest))
-    if alone is None:
-        return None
-    settings = _settings(fitter, manifest, ensemble, len(alone.texts))
-    fits, _ = _fits(fitter, alone, settings)
-    if not fits:
-        return next((setting.system for setting in settings), None)
-    best = fits[0].ensemble
-    return best.system if best is not None and best.taken else None
+        return EnsembleFit(system, matrix, fit_pool(matrix, alone.text_prior))
 
 
 def decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:

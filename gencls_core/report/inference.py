@@ -10,17 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gencls_core.calibration import Calibration
+from gencls_core.calibration import Calibration, Pool
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.posterior import posterior_of, resolve_prior
-from gencls_core.report.fitting import (
-    CalibrationFit,
-    Companion,
-    Fitter,
-    decided_by_loss,
-    with_ensemble,
-)
+from gencls_core.report.ensembles import with_ensemble
+from gencls_core.report.fitting import CalibrationFit, Companion, Fitter, decided_by_loss
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import (
     FloatArray,
@@ -60,7 +55,7 @@ class Inference:
     """Whether the calibrated posterior is the run's answer."""
 
     @property
-    def calibration(self) -> Calibration | None:
+    def calibration(self) -> Calibration | Pool | None:
         """The calibration, where there is one."""
         return None if self.fit is None else self.fit.calibration
 

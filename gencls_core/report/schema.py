@@ -43,7 +43,7 @@ class Both(ReportPart, Generic[T]):
 
     uncalibrated: T = Field(description="From the log-likelihoods as they are, plus the log prior.")
     calibrated: T | None = Field(
-        description="After scale, biases and the weight of a second system (where an ensemble is "
+        description="After scale, biases and the shares of a second system (where an ensemble is "
         "taken) were fitted on held-out texts; null without calibration."
     )
 
@@ -74,15 +74,31 @@ class PriorReport(ReportPart):
     per_class: dict[str, float] = Field(description="Probability of each class.")
 
 
+MEMBERS = ("likelihoods", "second system", "both")
+"""What an ensemble averages, in the order of `calibration.Pool`."""
+
+
+class PoolMemberReport(ReportPart):
+    """One of the calibrated posteriors that an ensemble averages."""
+
+    of: str = Field(description="`likelihoods`, `second system`, or `both` in one exponent.")
+    share: float = Field(description="Its share of the mean; the shares sum to 1.")
+    scale: float = Field(description="Multiplies the likelihoods' scores; 0 without them.")
+    weight: float = Field(
+        description="Multiplies the second system's log-posterior, less the log of the class "
+        "frequencies that it learned from; 0 without it."
+    )
+    biases: dict[str, float] = Field(description="Added per class, in nats; they sum to 0.")
+
+
 class EnsembleReport(ReportPart):
-    """A second system beside the likelihoods, weighted by held-out texts."""
+    """A second system beside the likelihoods, its shares fitted on held-out texts."""
 
     system: str = Field(description="The second system.")
     taken: bool = Field(description="Whether the calibrated figures are with it.")
     reason: str = Field(description="Why, in words.")
-    weight: float = Field(
-        description="Multiplies its log-posterior, less the log of the class frequencies that it "
-        "learned from; 0 where it is not taken."
+    members: list[PoolMemberReport] = Field(
+        description="What is averaged, and with which shares; none where it is not taken."
     )
     num_texts: int = Field(description="Labelled held-out texts that it was judged by.")
     nll_alone: float = Field(
@@ -93,13 +109,15 @@ class EnsembleReport(ReportPart):
 
 
 class CalibrationReport(ReportPart):
-    """Scale and biases fitted on the validation texts."""
+    """Scale and biases of the likelihoods alone, fitted on held-out texts; and an ensemble."""
 
     scale: float = Field(description="Multiplies every score; below 1: the raw one is too sure.")
     biases: dict[str, float] = Field(description="Added per class, in nats; they sum to 0.")
     num_texts: int = Field(description="Labelled validation texts it was fitted on.")
     nll_before: float = Field(description="Their mean −log P(true class), nats, uncalibrated.")
-    nll_after: float = Field(description="The same, calibrated.")
+    nll_after: float = Field(
+        description="The same, calibrated, with the second system where it is taken."
+    )
     ensemble: EnsembleReport | None = Field(
         None, description="Null where none was asked for, or the second system has no scores."
     )

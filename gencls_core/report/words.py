@@ -133,8 +133,11 @@ def ensemble(report: Report) -> str | None:
     title = system_title(found.system)
     if not found.taken:
         return f"{_capitalised(title)} was tried beside the likelihoods and left out: {by}."
-    weighted = f"with a weight of {found.weight:.3g}"
-    return f"{_capitalised(title)} stands beside the likelihoods {weighted}: {by}."
+    shares = ", ".join(f"{member.of} {percent(member.share)}" for member in found.members)
+    return (
+        f"{_capitalised(title)} stands beside the likelihoods: {by}. The answer is the mean of "
+        f"three calibrated posteriors: {shares}."
+    )
 
 
 def headline(report: Report) -> list[str]:
