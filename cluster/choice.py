@@ -6,16 +6,17 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 
 from cluster.choice_report import choice_report, untried, wants_fine_tune
+from cluster.companions import companions
 from cluster.connection import Workplace
-from cluster.cross_validation import Part, judging_texts, make_parts
-from cluster.failures import FAILURES, reason_of
+from cluster.cross_validation import MOST_TEXTS, Part, find_parts, judging_texts, make_parts
+from cluster.failures import FAILURES, LASTING, reason_of
 from cluster.preparation import Preparation
 from cluster.trial import Outcome, Trial
 from cluster.trial_costs import Costs, takes
 from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.ensemble import FINE_TUNE, companions_of
-from gencls_core.errors import counted
+from gencls_core.errors import GenclsError, TrainingError, counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.selection import Candidate, candidates_of, part_name
@@ -23,7 +24,7 @@ from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.names import system_title
 from gencls_core.systems.registry import MODEL_SYSTEMS
 
-__all__ = ["Choice", "why_not_chosen_by"]
+__all__ = ["Choice", "parts_are_scored", "why_not_chosen_by"]
 
 
 def why_not_chosen_by(dataset: Dataset) -> str | None:
@@ -31,10 +32,59 @@ def why_not_chosen_by(dataset: Dataset) -> str | None:
     held_out = dataset.held_out
     if held_out >= MIN_HELD_OUT:
         return None
+    few = ""
+    if "train" in dataset.splits:
+        texts, *each = dataset.split("train").rows, *dataset.split("train").class_counts.values()
+        if texts > MOST_TEXTS:
+            few = f"; {texts:,} train texts are too many to cross-validate"
+        elif min(each) < 2:
+            few = "; a class with one train text cannot be cross-validated"
     return (
         f"{counted(held_out, 'held-out text')} cannot tell recipes apart: {MIN_HELD_OUT} are "
-        "needed (a larger --validation-fraction holds out more)"
+        f"needed (a larger --validation-fraction holds out more){few}"
     )
+
+
+def _settings_of(name: str, config: RunConfig) -> RunConfig:
+    """Give the settings of a candidate, or of the second system of an ensemble."""
+    candidates = candidates_of(config)
+    for candidate in candidates:
+        if candidate.name == name:
+            return candidate.applied(config)
+    # It is trained as was asked for, not as a candidate is.
+    return candidates[0].applied(config).model_copy(update={"training": config.training})
+
+
+def _trial_of(name: str, config: RunConfig, first: Preparation, part: Part | None = None) -> Trial:
+    settings, system = _settings_of(name, config), MODEL_SYSTEMS.get(name)
+    if part is None:
+        return Trial.of(name, settings, first, system=system)
+    folder = part_name(part.number, name)
+    return Trial.of(folder, settings, first, dataset=part.dataset, system=system)
+
+
+def parts_are_scored(preparation: Preparation) -> bool:
+    """Say whether all that a cross-validated calibration rests on is there, as it was committed.
+
+    Args:
+        preparation: of the recipe that was taken, with the choice.
+    """
+    config, made = preparation.asked, preparation.selection
+    assert config is not None, "the recipe is open"
+    assert made is not None, "it was chosen"
+    if not made.parts:
+        return True
+    parts = find_parts(preparation, made.parts)
+    if parts is None:
+        return False
+    names = companions(preparation)
+    light = [name for name in names if name not in MODEL_SYSTEMS]
+    models = [made.chosen, *(name for name in names if name in MODEL_SYSTEMS)]
+    return all(
+        isinstance(_trial_of(name, config, preparation, part).before(), Outcome)
+        for name in models
+        for part in parts
+    ) and all(part.is_scored_by(name, preparation.config) for name in light for part in parts)
 
 
 class Choice:
@@ -63,6 +113,10 @@ class Choice:
         """Seconds of the fine-tune that is to stand beside; 0 for none."""
         self._fine_tune_note: str | None = None
         self._wants_fine_tune = scores and wants_fine_tune(config)
+        self._scores = scores
+        self._part_models: dict[str, dict[str, dict[str, str]]] = {}
+        """Candidate, or fine-tune → folder of each part → models."""
+        self._errors: list[GenclsError] = []
 
     def made(self) -> Generator[Event, None, SelectionReport]:
         """Try, judge and take one; its model, where there is one already, becomes the run's."""
@@ -80,12 +134,14 @@ class Choice:
         if parts and (reason := (yield from self._why_no_parts())):
             yield Note(f"nothing is chosen, recipe {first.name} is taken: {reason}")
             self._adopt(first)
-            return untried(config, self._first, reason)
+            return self._untried(reason)
         for number, candidate in enumerate(candidates):
             yield from self._try(candidate, number)
-            if not self._outcomes:
+            if self._parts and not self._outcomes:
                 self._adopt(first)
-                return untried(config, self._first, self._left_out[first.name])
+                return self._untried(self._left_out[first.name])
+        if not self._outcomes:
+            raise self._failure("a recipe", "; ".join(self._left_out.values()))
         yield from self._try_beside()
         report = choice_report(
             config,
@@ -93,8 +149,11 @@ class Choice:
             self._outcomes,
             self._left_out,
             parts=parts,
+            part_models=self._part_models,
             fine_tune=self._kept_free > 0,
             fine_tune_note=self._fine_tune_note,
+            passing=self._passing,
+            scores=self._scores,
         )
         taken = next(c for c in self._candidates if c.name == report.chosen)
         if not parts or taken == first:
@@ -103,22 +162,38 @@ class Choice:
         yield StageFinished("choose", f"{report.chosen}: {report.reason}", spent)
         return report
 
-    def _trial(self, name: str, settings: RunConfig, part: Part | None = None) -> Trial:
-        system = MODEL_SYSTEMS.get(name)
-        if part is None:
-            return Trial.of(name, settings, self._first, system=system)
-        folder = part_name(part.number, name)
-        return Trial.of(folder, settings, self._first, dataset=part.dataset, system=system)
+    def _untried(self, reason: str) -> SelectionReport:
+        return untried(
+            self._config, self._first, reason, scores=self._scores, passing=self._passing
+        )
+
+    @property
+    def _passing(self) -> bool:
+        return any(not isinstance(error, LASTING) for error in self._errors)
+
+    def _failure(self, of: str, reasons: str) -> GenclsError:
+        """Give what went wrong, where nothing can be taken in its place; now or in a run before."""
+        if self._errors:
+            return self._errors[0]
+        return TrainingError.of(
+            f"{of} could not be trained",
+            place=self._first.run.path,
+            found=reasons,
+            remedy="other settings, such as a lower --learning-rate",
+        )
+
+    def _trial(self, name: str, part: Part | None = None) -> Trial:
+        return _trial_of(name, self._config, self._first, part)
 
     def _adopt(self, candidate: Candidate) -> None:
-        self._trial(candidate.name, candidate.applied(self._config)).adopt(self._lease)
+        self._trial(candidate.name).adopt(self._lease)
 
     def _why_no_parts(self) -> Generator[Event, None, str]:
         """Train the first candidate on all train texts, and make the parts if there is time left
         for them; else say why not."""
         candidate = self._candidates[0]
         yield StageStarted("system", f"recipe {candidate.name}, all train texts")
-        trial = self._trial(candidate.name, candidate.applied(self._config))
+        trial = self._trial(candidate.name)
         found = trial.before()
         if not isinstance(found, Outcome):
             found = yield from trial.run(self._place, self._lease)
@@ -141,12 +216,7 @@ class Choice:
                 yield Note(f"recipe {name} is left out: {self._left_out[name]}")
                 return
         yield StageStarted("system", f"recipe {name} ({number + 1} of {len(self._candidates)})")
-        try:
-            found = yield from self._judged(name, candidate.applied(self._config))
-        except FAILURES as error:
-            if not outcomes and not self._parts:
-                raise
-            found = reason_of(error)
+        found = yield from self._judged(name)
         if isinstance(found, str):
             self._left_out[name] = found
             yield Note(f"recipe {name}: {found}")
@@ -172,19 +242,24 @@ class Choice:
             self._fine_tune_note = takes(needed, left)
             yield Note(f"{system_title(FINE_TUNE)} beside it is left out: {self._fine_tune_note}")
 
-    def _judged(self, name: str, settings: RunConfig) -> Generator[Event, None, Outcome | str]:
-        """Train on what is not held out, score what is; or give why it failed before."""
+    def _judged(self, name: str) -> Generator[Event, None, Outcome | str]:
+        """Train on what is not held out, score what is; or give why it failed, now or before."""
         found = []
         parts: Sequence[Part | None] = self._parts or [None]
         for part in parts:
-            trial = self._trial(name, settings, part)
-            outcome = trial.before()
-            if isinstance(outcome, str) and self._outcomes:
-                return outcome
-            if not isinstance(outcome, Outcome):
-                outcome = yield from trial.run(self._place, self._lease)
+            try:
+                trial = self._trial(name, part)
+                outcome = trial.before()
+                if isinstance(outcome, str):
+                    return outcome
+                if outcome is None:
+                    outcome = yield from trial.run(self._place, self._lease)
+            except FAILURES as error:
+                self._errors.append(error)
+                return reason_of(error)
             if part is not None:
                 trial.drop_models(self._lease)
+                self._part_models.setdefault(name, {})[trial.name] = trial.digests
             found.append(outcome)
         return Outcome.together(found)
 
@@ -201,14 +276,10 @@ class Choice:
         )
         for name in names:
             if name in MODEL_SYSTEMS:
-                settings = config.model_copy(update={"training": self._config.training})
-                try:
-                    found = yield from self._judged(name, settings)
-                except FAILURES as error:
-                    if config.posterior.ensemble != "auto":
-                        raise
-                    found = reason_of(error)
+                found = yield from self._judged(name)
                 if isinstance(found, str):
+                    if config.posterior.ensemble != "auto":
+                        raise self._failure(system_title(name), found)
                     self._kept_free, self._fine_tune_note = 0.0, found
                     yield Note(f"{system_title(name)} beside it is left out: {found}")
             else:

@@ -9,6 +9,7 @@ from cluster.preparation import Preparation
 from cluster.trial import Outcome
 from cluster.trial_costs import training_of_candidate
 from gencls_core.config import MIN_HELD_OUT, RunConfig
+from gencls_core.ensemble import FINE_TUNE
 from gencls_core.errors import counted
 from gencls_core.selection import Candidate, Verdict, candidates_of, judge
 from gencls_core.selection_report import SelectionReport, TrialReport
@@ -22,12 +23,19 @@ def wants_fine_tune(config: RunConfig) -> bool:
     return config.posterior.ensemble in (None, "auto")
 
 
-def key_of(config: RunConfig, first: Preparation) -> str:
-    """Name all that a choice depends on."""
+def key_of(config: RunConfig, first: Preparation, *, scores: bool) -> str:
+    """Name all that a choice depends on.
+
+    Args:
+        config: what is asked for.
+        first: the run with any of its candidates.
+        scores: whether texts are scored, too: what is only trained has no cross-validation, and no
+            fine-tune beside it.
+    """
     sections = [config.model, config.sequence, config.training, config.recipe]
     settings = [section.model_dump(mode="json") for section in sections]
-    if not parts_of(config, first.dataset):
-        del settings[-1]["folds"]
+    del settings[-1]["folds"]
+    parts = parts_of(config, first.dataset) if scores else 0
     return digest_of(
         {
             "settings": settings,
@@ -41,16 +49,22 @@ def key_of(config: RunConfig, first: Preparation) -> str:
             "base": first.base.digest,
             "precision": first.precision,
             # Its time is kept free before other recipes are tried.
-            **({} if wants_fine_tune(config) else {"fine_tune": False}),
+            "fine_tune": scores and wants_fine_tune(config),
+            "parts": parts,
+            # Second systems score the parts while the choice is made.
+            "beside": [config.posterior.ensemble or "auto", config.baseline] if parts else None,
         }
     )
 
 
-def untried(config: RunConfig, first: Preparation, reason: str) -> SelectionReport:
+def untried(
+    config: RunConfig, first: Preparation, reason: str, *, scores: bool, passing: bool = False
+) -> SelectionReport:
     """Say that the first recipe was taken without a trial."""
     candidates = candidates_of(config)
     return SelectionReport(
-        key=key_of(config, first),
+        key=key_of(config, first, scores=scores),
+        passing=passing,
         budget_seconds=config.recipe.budget_seconds,
         held_out_texts=first.dataset.held_out,
         chosen=candidates[0].name,
@@ -70,8 +84,11 @@ def choice_report(
     left_out: Mapping[str, str],
     *,
     parts: int,
+    part_models: Mapping[str, Mapping[str, dict[str, str]]],
     fine_tune: bool,
     fine_tune_note: str | None,
+    passing: bool,
+    scores: bool,
 ) -> SelectionReport:
     """Judge what was tried, and say what is taken and why.
 
@@ -81,8 +98,11 @@ def choice_report(
         outcomes: of the candidates that were tried, in order.
         left_out: why others were not.
         parts: of a cross-validation; 0 where held-out texts judge.
+        part_models: candidate, or fine-tune → folder of each part → class → digest.
         fine_tune: whether there is time for a fine-tune beside.
         fine_tune_note: why not, where it was thought of.
+        passing: whether something failed that may not fail again.
+        scores: whether texts are scored, too.
     """
     tried, judged = list(outcomes), list(outcomes.values())
     verdict = judge([outcome.nll for outcome in judged])
@@ -102,6 +122,7 @@ def choice_report(
             }
             row = row.model_copy(update=figures)
         rows.append(row)
+    chosen = tried[verdict.chosen]
     texts = judging_texts(first.dataset, parts)
     reason = _reason(tried, left_out, verdict)
     if texts < MIN_HELD_OUT:
@@ -109,12 +130,18 @@ def choice_report(
         reason = f"{few}, so the first was taken"
     rates = {candidate.name: candidate.learning_rate for candidate in candidates_of(config)}
     return SelectionReport(
-        key=key_of(config, first),
+        key=key_of(config, first, scores=scores),
+        passing=passing,
         budget_seconds=config.recipe.budget_seconds,
         held_out_texts=texts,
         parts=parts,
-        chosen=tried[verdict.chosen],
-        rate_chosen=rates[tried[verdict.chosen]] is not None,
+        part_models={
+            folder: models
+            for name in (chosen, FINE_TUNE)
+            for folder, models in part_models.get(name, {}).items()
+        },
+        chosen=chosen,
+        rate_chosen=rates[chosen] is not None,
         reason=reason,
         fine_tune=fine_tune,
         fine_tune_note=fine_tune_note,
@@ -135,8 +162,11 @@ def _row(
 
 def _reason(tried: Sequence[str], left_out: Mapping[str, str], verdict: Verdict) -> str:
     if len(tried) == 1:
-        failed = any(reason.startswith("it failed") for reason in left_out.values())
-        return "no other could be trained" if failed else "the budget left time for no other"
+        failed = [reason.startswith("it failed") for reason in left_out.values()]
+        if not any(failed):
+            return "the budget left time for no other"
+        others = "no other could be trained"
+        return others if all(failed) else f"{others}, or the budget left no time for it"
     if verdict.chosen == verdict.best:
         return f"the lowest held-out NLL of {len(tried)} that were tried"
     return (

@@ -12,19 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cluster.preparation import Preparation
 from cluster.stages import score_here
 from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.datasets import Dataset
-from gencls_core.datasets.parts import write_part
+from gencls_core.datasets.parts import find_part, write_part
 from gencls_core.events import Event
 from gencls_core.ownership import Lease
 from gencls_core.run import RunDirectory
 from gencls_core.selection import part_name
+from gencls_core.systems import System
 from gencls_core.systems.registry import light_system
 
-__all__ = ["MOST_TEXTS", "Part", "judging_texts", "make_parts", "parts_of"]
+if TYPE_CHECKING:
+    from gencls_core.systems.commit import Target
+
+__all__ = ["MOST_TEXTS", "Part", "find_parts", "judging_texts", "make_parts", "parts_of"]
 
 MOST_TEXTS = 1000
 """With more train texts a tenth of them, held out, would have been enough."""
@@ -41,11 +46,21 @@ class Part:
 
     def score_light(self, name: str, config: RunConfig, lease: Lease) -> Iterator[Event]:
         """Let a light system learn from the other parts, and score this one."""
+        system, target = self._light(name, config)
+        yield from score_here(system, self.dataset, [target], lease)
+
+    def is_scored_by(self, name: str, config: RunConfig) -> bool:
+        """Say whether a light system's scores are committed, and as they were."""
+        from gencls_core.systems.commit import missing_targets
+
+        system, target = self._light(name, config)
+        return not missing_targets(system, self.dataset, [target])
+
+    def _light(self, name: str, config: RunConfig) -> tuple[System, Target]:
         from gencls_core.systems.commit import Target
 
         system = light_system(name, config.data.seed_of_sample, config.systems)
-        target = Target(self.dataset, "validation", self.run.validation_scores)
-        yield from score_here(system, self.dataset, [target], lease)
+        return system, Target(self.dataset, "validation", self.run.validation_scores)
 
 
 def parts_of(config: RunConfig, dataset: Dataset) -> int:
@@ -68,8 +83,25 @@ def make_parts(first: Preparation, parts: int, lease: Lease) -> list[Part]:
     found = []
     for number in range(parts):
         lease.check()
-        run = RunDirectory(first.run.candidate_path(part_name(number)))
-        seed = first.config.data.seed_of_sample
+        run, seed = _place_of(first, number)
         dataset = write_part(first.dataset, number, parts, seed, run.dataset_path)
         found.append(Part(number, dataset, run))
     return found
+
+
+def find_parts(first: Preparation, parts: int) -> list[Part] | None:
+    """Give the parts that `make_parts` has written; None where they are not all there."""
+    found = []
+    for number in range(parts):
+        run, seed = _place_of(first, number)
+        dataset = find_part(first.dataset, number, parts, seed, run.dataset_path)
+        if dataset is None:
+            return None
+        found.append(Part(number, dataset, run))
+    return found
+
+
+def _place_of(first: Preparation, number: int) -> tuple[RunDirectory, int]:
+    """Give the folder of a part, and the seed that it is drawn with."""
+    run = RunDirectory(first.run.candidate_path(part_name(number)))
+    return run, first.config.data.seed_of_sample

@@ -265,10 +265,11 @@ class _Evaluation:
         asked = RunConfig.model_validate(source.manifest()["config"])
         system = light_system(beside, asked.data.seed_of_sample, asked.systems)
         targets = [Target(preparation.dataset, "test", run.scores)]
-        _, held_out = targets_of(source, own, held_out=True)
-        if missing_targets(system, own, [held_out]):
+        # A run whose calibration is cross-validated may have held out none.
+        _, *held_out = targets_of(source, own, held_out=True)
+        if missing := missing_targets(system, own, held_out):
             # The run did without; what it rests on is not touched.
-            targets.append(replace(held_out, store=run.validation_scores))
+            targets += [replace(target, store=run.validation_scores) for target in missing]
         else:
             run.validation_scores.retire(beside, ())
         yield from score_here(system, own, targets, self.lease)

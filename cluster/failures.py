@@ -11,10 +11,14 @@ from gencls_core.errors import (
     UsageError,
 )
 
-__all__ = ["FAILURES", "reason_of"]
+__all__ = ["FAILURES", "LASTING", "reason_of"]
 
 FAILURES = (IncompleteError, ModelError, ResourceError, TrainingError, UsageError)
 """What may be wrong with one candidate and not with the next."""
+
+LASTING = (ModelError, TrainingError, UsageError)
+"""Those of them that come again when the same command is run again. Of the others, a lack of memory
+or a worker that died, a larger or a quieter machine may know nothing."""
 
 
 def reason_of(error: GenclsError) -> str:

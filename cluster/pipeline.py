@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.companions import model_beside, without_fine_tune, works
+from cluster.companions import companions, model_beside, without_fine_tune, works
 from cluster.connection import Workplace
-from cluster.failures import FAILURES, reason_of
+from cluster.failures import FAILURES, LASTING, reason_of
 from cluster.job_context import refuse_temporary
 from cluster.manifest import manifest_of, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
@@ -38,7 +38,7 @@ from cluster.workload import training_of
 from gencls_core.config import RecipeConfig, ResolvedTraining, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
 from gencls_core.ensemble import FINE_TUNE
-from gencls_core.errors import IncompleteError, StoreError
+from gencls_core.errors import GenclsError, IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory, system_of
@@ -172,14 +172,17 @@ def _work(
             preparation = yield from choose_recipe(preparation, place, lease, scores=score)
             beside, lacking = model_beside(preparation) if score else (None, None)
             manifest = _begin(preparation, previous, beside)
-        failed = [lacking] if lacking else []
+        if lacking:
+            yield Note(f"{system_title(FINE_TUNE)} is left out: {lacking}")
+        failed: list[GenclsError] = []
         for event in _stages(preparation, beside, place, lease, failed, score=score):
             worked = worked or not isinstance(event, ClassReused | StageStarted)
             yield event
-        for reason in failed:
-            yield Note(f"{system_title(FINE_TUNE)} is left out: {reason}")
-            preparation = without_fine_tune(preparation, reason)
-            manifest = manifest_of(preparation, previous)
+        for error in failed:
+            yield Note(f"{system_title(FINE_TUNE)} is left out: {reason_of(error)}")
+            if isinstance(error, LASTING):
+                preparation = without_fine_tune(preparation, reason_of(error))
+                manifest = manifest_of(preparation, previous)
         status = "finished"
     except IncompleteError:
         status = "incomplete"
@@ -268,7 +271,7 @@ def _stages(
     beside: Preparation | None,
     place: Workplace,
     lease: Lease,
-    failed: list[str],
+    failed: list[GenclsError],
     *,
     score: bool,
 ) -> Iterator[Event]:
@@ -279,7 +282,7 @@ def _stages(
         return
     yield from score_stage(preparation, place, lease)
     lease.check()
-    if not preparation.config.baseline:
+    if not preparation.config.baseline and BASELINE not in companions(preparation):
         preparation.run.scores.retire(BASELINE, ())
     yield from baseline_stage(preparation, lease)
     if beside is None:
@@ -289,4 +292,4 @@ def _stages(
     except FAILURES as error:
         if beside.config.posterior.ensemble != "auto":
             raise
-        failed.append(reason_of(error))
+        failed.append(error)

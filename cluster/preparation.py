@@ -58,6 +58,8 @@ class Preparation:
     """What was asked for, where that leaves the recipe open."""
     selection: SelectionReport | None = None
     """How the recipe was chosen, once it is."""
+    judged: bool = False
+    """Whether the labels of the held-out texts judge what is trained, and choose no epoch."""
     torn: frozenset[str] = frozenset()
     """Classes whose committed model has other bytes by now: to be trained again."""
 
@@ -136,6 +138,7 @@ class Preparation:
                     self.config.recipe, self.config.systems, self.dataset.classes
                 ),
                 recipe=self.config.recipe,
+                judged=self.judged,
             )
             for number, name in self.wanted_models()
             if self.committed(name) is None

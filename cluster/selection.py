@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 
-from cluster.choice import Choice, why_not_chosen_by
+from cluster.choice import Choice, parts_are_scored, why_not_chosen_by
 from cluster.choice_report import key_of, untried
 from cluster.connection import Workplace
 from cluster.cross_validation import parts_of
@@ -24,15 +24,15 @@ from cluster.manifest import previous_manifest
 from cluster.preparation import Preparation, prepare_run
 from cluster.resources import Budget
 from cluster.stages import base_stage
-from cluster.trial import RECORD, drop_models
+from cluster.trial import drop_models
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.events import Event, Note
 from gencls_core.ownership import Lease
 from gencls_core.run import RunDirectory
-from gencls_core.selection import Candidate, candidates_of, is_part_name
+from gencls_core.selection import RECORD, Candidate, candidates_of, is_part_name
 from gencls_core.selection_report import SelectionReport
-from gencls_core.storage import children, remove_tree
+from gencls_core.storage import children, read_json, remove_tree
 
 __all__ = ["choose_recipe", "first_candidate", "prepare_open"]
 
@@ -69,8 +69,12 @@ def prepare_open(
         for candidate in candidates:
             if candidate.name == report.chosen:
                 found = prepared(candidate)
-                if report.key == key_of(config, found):
-                    return replace(found, selection=report)
+                # What was chosen with scores will do for training alone, but not the other way.
+                ways = (True,) if scores else (True, False)
+                known = report.key in {key_of(config, found, scores=way) for way in ways}
+                made_up = replace(found, selection=report)
+                if known and not report.passing and (not scores or parts_are_scored(made_up)):
+                    return made_up
     return prepared(candidates[0])
 
 
@@ -92,7 +96,7 @@ def choose_recipe(
     if reason is not None and not parts:
         candidates = candidates_of(config)
         yield Note(f"nothing is chosen, recipe {candidates[0].name} is taken: {reason}")
-        return replace(first, selection=untried(config, first, reason))
+        return replace(first, selection=untried(config, first, reason, scores=scores))
     first = yield from base_stage(first, place)
     choice = Choice(first, config, parts, place, lease, scores=scores)
     report = yield from choice.made()
@@ -109,5 +113,7 @@ def _clear(run: RunDirectory, lease: Lease) -> None:
         lease.check()
         if (folder / RECORD).exists():
             drop_models(folder)
+            if "failed" in read_json(folder / RECORD):
+                remove_tree(folder / "validation-scores")
         elif not is_part_name(folder.name):
             remove_tree(folder)

@@ -7,17 +7,17 @@ import os
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cluster.connection import Workplace
-from cluster.failures import FAILURES, reason_of
+from cluster.failures import LASTING, reason_of
 from cluster.manifest import trained_models
 from cluster.preparation import Preparation, prepare_run
 from cluster.scorer import Scorer
-from cluster.stages import train_stage
+from cluster.stages import base_stage, train_stage
 from gencls_core.class_models import COMMIT_NAME, ClassModel
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
@@ -28,6 +28,7 @@ from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray, IntArray, LikelihoodMatrix, read_likelihoods
 from gencls_core.scoring_job import ModelSystem
+from gencls_core.selection import RECORD
 from gencls_core.storage import (
     publish_directory,
     publish_file,
@@ -36,9 +37,7 @@ from gencls_core.storage import (
     write_json,
 )
 
-__all__ = ["RECORD", "Outcome", "Trial", "drop_models"]
-
-RECORD = "candidate.json"
+__all__ = ["Outcome", "Trial", "drop_models"]
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,12 @@ class Trial:
         preparation = prepare_run(
             config, dataset or first.dataset, run, system=system, budget=first.budget
         )
-        return cls(name, preparation, first.run)
+        # A part of a cross-validation is what the model is judged by, and nothing else.
+        return cls(name, replace(preparation, judged=dataset is not None), first.run)
 
     @property
-    def _digests(self) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
+        """Name its models: class (or nothing, for a model of all classes) → digest."""
         names = [name for _, name in self.preparation.wanted_models()]
         return {name: self.preparation.digest_of(name) for name in names}
 
@@ -145,7 +146,7 @@ class Trial:
             record = read_json(self.preparation.run.path / RECORD)
         except (FileNotFoundError, ValueError):
             return None
-        if record.get("models") != self._digests:
+        if record.get("models") != self.digests:
             return None
         return record["failed"] if "failed" in record else self._outcome(record)
 
@@ -153,14 +154,17 @@ class Trial:
         """Train it, score the held-out texts, and write down what it cost.
 
         Raises:
-            GenclsError: one of FAILURES is written down, too.
+            GenclsError: one that would come again is written down, too.
         """
         place_of_record = self.preparation.run.path / RECORD
+        lease.check()
+        # What is about to be replaced is not what a choice before this one rests on.
+        place_of_record.unlink(missing_ok=True)
         try:
             record = yield from self._tried(place, lease)
-        except FAILURES as error:
+        except LASTING as error:
             lease.check()
-            write_json(place_of_record, {"models": self._digests, "failed": reason_of(error)})
+            write_json(place_of_record, {"models": self.digests, "failed": reason_of(error)})
             raise
         lease.check()
         write_json(place_of_record, record)
@@ -169,9 +173,10 @@ class Trial:
         return outcome
 
     def _tried(self, place: Workplace, lease: Lease) -> Generator[Event, None, dict[str, Any]]:
-        preparation = self.preparation
+        # Parts have other train texts, and so another base where it is made from them.
+        preparation = yield from base_stage(self.preparation, place)
         run, system = preparation.run, preparation.system.name
-        for name, digest in self._digests.items():
+        for name, digest in self.digests.items():
             # The run may have trained it already, when it was asked for this recipe.
             model = ClassModel.find(self.main.model_path(name, system))
             if model is not None and model.digest == digest and not preparation.committed(name):
@@ -185,7 +190,7 @@ class Trial:
         train_seconds = sum(map(_seconds_of, models))
         scoring = sum(record.seconds for record in run.validation_scores.records(system))
         return {
-            "models": self._digests,
+            "models": self.digests,
             "train_seconds": round(train_seconds, 3),
             "seconds": round(train_seconds + scoring, 3),
             "epochs": max(model.training.epochs for model in models),
@@ -219,7 +224,7 @@ class Trial:
         Models that went after an earlier choice are trained again, by the run itself.
         """
         preparation, system, run = self.preparation, self.preparation.system.name, self.main
-        for name, digest in self._digests.items():
+        for name, digest in self.digests.items():
             destination = run.model_path(name, system)
             model, there = preparation.committed(name), ClassModel.find(destination)
             if model is None or (there is not None and there.digest == digest):

@@ -32,7 +32,14 @@ from scipy.special import logsumexp
 
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
 
-__all__ = ["Calibration", "Pool", "fit_beside_alone", "fit_calibration", "why_not_calibrated"]
+__all__ = [
+    "Calibration",
+    "Pool",
+    "expected_calibration",
+    "fit_beside_alone",
+    "fit_calibration",
+    "why_not_calibrated",
+]
 
 _LOG_SCALE_BOUNDS = (math.log(1e-6), math.log(1e3))
 
@@ -67,6 +74,17 @@ class Pool:
     def members(self) -> tuple[Calibration, Calibration, Calibration]:
         """What is averaged, in the order of `shares`."""
         return (self.alone, self.other, self.both)
+
+
+def expected_calibration(matrix: LikelihoodMatrix) -> Calibration:
+    """Give the most probable calibration before any label is seen: s₀, no biases."""
+    return Calibration(math.exp(_expected_log_scale(matrix)), dict.fromkeys(matrix.classes, 0.0))
+
+
+def _expected_log_scale(matrix: LikelihoodMatrix) -> float:
+    if not matrix.is_likelihood or not len(matrix):
+        return 0.0
+    return -0.5 * math.log(max(1.0, float(matrix.num_tokens.mean())))
 
 
 def why_not_calibrated(matrix: LikelihoodMatrix) -> str | None:
@@ -108,10 +126,10 @@ def fit_calibration(matrix: LikelihoodMatrix, prior: Mapping[str, float]) -> Cal
     if matrix.beside is not None:
         beside_WNC = matrix.beside[labelled_N][None]
     first_bias = 1 + len(beside_WNC)
-    log_prior_C, expected = np.zeros(len(matrix.classes)), 0.0
+    log_prior_C = np.zeros(len(matrix.classes))
     if matrix.is_likelihood:
         log_prior_C = np.log([prior[name] for name in matrix.classes])
-        expected = -0.5 * math.log(max(1.0, float(matrix.num_tokens[labelled_N].mean())))
+    expected = _expected_log_scale(matrix.take(np.flatnonzero(labelled_N)))
     weight = 1.0 / len(rows_N)
 
     def objective(parameters: FloatArray) -> tuple[float, FloatArray]:

@@ -218,10 +218,10 @@ class PosteriorConfig(Section):
     ensemble: Literal["none", "auto", "tfidf", "nbsvm", "discriminative"] | None = Field(
         None,
         description="A system whose posterior stands beside the likelihoods in the calibrated "
-        "figures, weighted by held-out texts: a bag of words, or a discriminative fine-tune of the "
-        "same base, which is trained for that. `auto`: TF-IDF, or the fine-tune where `--recipe "
-        "auto` has time for it, if held-out texts are better predicted so. Default: `none`, and "
-        "`auto` where `--recipe auto` chooses.",
+        "figures, with shares fitted on held-out texts: a bag of words, or a discriminative "
+        "fine-tune of the same base, which is trained for that. `auto`: the fine-tune where "
+        "`--recipe auto` has time for it, unless held-out texts speak against it; TF-IDF or NBSVM "
+        "where they speak for it. Default: `none`, and `auto` where `--recipe auto` chooses.",
     )
 
 

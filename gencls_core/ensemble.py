@@ -38,15 +38,18 @@ import pyarrow.compute as pc
 from scipy.special import logsumexp
 
 from gencls_core.calibration import Pool, fit_beside_alone, fit_calibration
-from gencls_core.config_training import MIN_HELD_OUT
 from gencls_core.errors import StoreError, counted
 from gencls_core.posterior import cross_fitted, folds_of, pooled
 from gencls_core.score_matrix import FloatArray, IntArray, LikelihoodMatrix
-from gencls_core.systems.names import BASELINE
+from gencls_core.systems.names import BASELINE, NBSVM
 
 __all__ = ["FINE_TUNE", "PoolFit", "companions_of", "fit_pool", "with_beside"]
 
 FINE_TUNE = "discriminative"
+LIGHT = (BASELINE, NBSVM)
+"""Bags of words that `auto` tries."""
+MIN_TEXTS = 16
+"""With fewer held-out texts `auto` tries none: one is as good as another by chance."""
 
 
 def companions_of(
@@ -56,7 +59,7 @@ def companions_of(
 
     Args:
         wanted: the setting `ensemble`.
-        baseline: the setting; `auto` tries the baseline, and does without where it is off.
+        baseline: the setting; `auto` tries no bag of words where it is off.
         fine_tune: whether `auto` tries the fine-tune, too: where a budget has time for it.
         held_out: texts by which it could be weighted; `auto` does without where they are few.
     """
@@ -64,9 +67,9 @@ def companions_of(
         return ()
     if wanted != "auto":
         return (str(wanted),)
-    if held_out < MIN_HELD_OUT:
+    if held_out < MIN_TEXTS:
         return ()
-    return (*([BASELINE] if baseline else []), *([FINE_TUNE] if fine_tune else []))
+    return (*(LIGHT if baseline else ()), *((FINE_TUNE,) if fine_tune else ()))
 
 
 def with_beside(
@@ -90,7 +93,7 @@ def with_beside(
     if not other.example_ids[rows].equals(matrix.example_ids):
         found = pc.index_in(matrix.example_ids, value_set=other.example_ids)
         if found.null_count:
-            raise StoreError(f"it did not score {counted(found.null_count, 'text')}")
+            raise StoreError(f"the second system did not score {counted(found.null_count, 'text')}")
         rows = found.to_numpy()
     counts_C = np.array([train_counts.get(name, 0) for name in matrix.classes], dtype=np.float64)
     columns = [other.classes.index(name) for name in matrix.classes]
@@ -106,7 +109,11 @@ _CLOSE = 1e-10
 
 @dataclass(frozen=True)
 class PoolFit:
-    """A pool, and what held-out texts say of it that had no part in their own posterior."""
+    """A pool, and what held-out texts say of it.
+
+    No text had a part in its own calibration, nor in the shares that judge it. (It had one in the
+    calibrations of other texts, which those shares rest on.)
+    """
 
     pool: Pool
     alone: FloatArray

@@ -19,7 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from scipy.special import logsumexp
 
-from gencls_core.calibration import Calibration, Pool, fit_calibration, why_not_calibrated
+from gencls_core.calibration import (
+    Calibration,
+    Pool,
+    expected_calibration,
+    fit_calibration,
+    why_not_calibrated,
+)
 from gencls_core.errors import UsageError
 from gencls_core.score_matrix import (
     BoolArray,
@@ -210,7 +216,9 @@ def cross_fitted(
     for judged_N in folds_of(matrix.label_codes[rows_N], seed):
         others, these = matrix.take(rows_N[~judged_N]), matrix.take(rows_N[judged_N])
         prior = label_prior(others)
-        log_posterior_NC[judged_N] = posterior_of(these, prior, fit(others, prior))
+        # Without a label of a second class among the others, what is expected before any is seen.
+        fitted = fit(others, prior) or expected_calibration(others)
+        log_posterior_NC[judged_N] = posterior_of(these, prior, fitted)
     return log_posterior_NC
 
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.errors import StoreError
+from gencls_core.errors import DataError, StoreError
 from gencls_core.remote_path import Location
 from gencls_core.scores import ScoreStore
 from gencls_core.storage import (
@@ -144,10 +144,24 @@ class RunDirectory:
             self.drop_report()
             for name in ("scores", "validation-scores", "evaluations"):
                 remove_tree(self.path / name)
+            if not self._learns_from_the_same(incoming):
+                remove_tree(self.path / "candidates")
             remove_tree(self.dataset_path)
         with publish_directory(self.dataset_path, "dataset.json") as folder:
             for file in incoming.iterdir():
                 shutil.move(file, folder / file.name)
+
+    def _learns_from_the_same(self, incoming: Path) -> bool:
+        """Say whether another dataset has the same train and validation texts."""
+        try:
+            found = [Dataset.open(path).splits for path in (self.dataset_path, incoming)]
+        except (DataError, ValueError, KeyError, TypeError):
+            return False
+        mine, theirs = (
+            {name: info.fingerprint for name, info in splits.items() if name != "test"}
+            for splits in found
+        )
+        return mine == theirs
 
     def drop_report(self) -> None:
         """Remove report and predictions: what they rest on is about to change."""

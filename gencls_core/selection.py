@@ -73,6 +73,10 @@ class Candidate:
         return compared + 3.0 * (1.0 + (compared - 1) / 2)
 
 
+RECORD = "candidate.json"
+"""What a training came to, in its folder; written last."""
+
+
 def part_name(number: int, name: str | None = None) -> str:
     """Name the folder of a part of the train texts, or of what `name` says of it."""
     return f"part-{number}" if name is None else f"{name}-part-{number}"

@@ -43,6 +43,11 @@ class SelectionReport(ReportPart):
         description="Parts of a cross-validation: the texts are then those of the train split, "
         "each scored by a model that did not learn from its part; 0: they were held out.",
     )
+    part_models: dict[str, dict[str, str]] = Field(
+        {},
+        description="Folder below `candidates/` → class (or nothing) → digest of the models that "
+        "scored the parts, of the recipe that was taken and of a fine-tune.",
+    )
     chosen: str = Field(description="Name of the recipe that was taken.")
     rate_chosen: bool = Field(
         False,
@@ -52,9 +57,14 @@ class SelectionReport(ReportPart):
     fine_tune: bool = Field(
         False,
         description="Whether the budget has time for a discriminative fine-tune of the base, to "
-        "stand beside the likelihoods where held-out texts are better predicted so.",
+        "stand beside the likelihoods unless held-out texts speak against it.",
     )
     fine_tune_note: str | None = Field(
         None, description="Why there is no such fine-tune, where it was thought of."
+    )
+    passing: bool = Field(
+        False,
+        description="Whether something failed for want of memory or of a worker: the same command, "
+        "run again, chooses again.",
     )
     trials: list[TrialReport] = Field(description="All recipes, the most promising first.")

@@ -97,7 +97,7 @@ def _train(
             precision=task.precision,
             use_cpu=task.device == "cpu",
             evaluate=bool(objective.held_out),
-            keep_best=chosen_by_held_out(objective, training),
+            keep_best=chosen_by_held_out(objective, training, judged=task.judged),
             total_steps=count_steps(objective.lengths, training),
         ),
     )

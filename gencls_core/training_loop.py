@@ -82,12 +82,17 @@ def trainer_arguments(
     )
 
 
-def chosen_by_held_out(objective: Objective[Any], config: ResolvedTraining) -> bool:
+def chosen_by_held_out(
+    objective: Objective[Any], config: ResolvedTraining, *, judged: bool = False
+) -> bool:
     """Say whether held-out texts choose the weights that are kept.
 
     A few labels cannot tell one epoch from another; then the mean of epochs is kept, where there
-    are two to average. A text's own likelihood says more: it is a sum over its tokens.
+    are two to average. A text's own likelihood says more: it is a sum over its tokens. Labels that
+    are to judge the model afterwards choose nothing.
     """
+    if judged and objective.loss_per == "text":
+        return False
     averaged = math.ceil(config.epochs) - math.floor(config.epochs / 2)
     if config.average_weights and averaged > 1 and objective.loss_per == "text":
         return objective.held_out >= MIN_HELD_OUT

@@ -55,6 +55,8 @@ class TrainingTask:
     checkpoint_seconds: float = 600.0
     """A checkpoint is saved after the best epoch so far, after one that was not short, and when the
     last one is older than this."""
+    judged: bool = False
+    """Whether the labels of the held-out texts are to judge the model, and choose no epoch."""
     compiled: bool = False
     """Whether the model's layers are compiled (`gencls_core.compilation`)."""
     fence: Fence | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,18 +11,22 @@ import numpy as np
 import pytest
 from cluster_fixtures import succeed
 from model_fixtures import make_model_folder
-from run_fixtures import CLASSES, make_config, make_data
+from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
+import cluster.trial
 from cluster.cross_validation import parts_of
-from cluster.pipeline import run_all
+from cluster.pipeline import run_all, train_models
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
-from gencls_core.datasets.parts import part_of_each, write_part
+from gencls_core.datasets.parts import find_part, part_of_each, write_part
+from gencls_core.errors import ResourceError, TrainingError
 from gencls_core.events import ClassTrained, Event, Note
+from gencls_core.report.build import build_report
 from gencls_core.report.fitting import Fitter
 from gencls_core.report.inference import infer
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import read_likelihoods
+from gencls_core.selection import RECORD
 from gencls_core.storage import files_below
 
 
@@ -98,7 +103,7 @@ def test_each_train_text_is_scored_by_a_model_without_it(chosen):
             scored = read_likelihoods(tried.validation_scores, system, CLASSES)
             assert set(scored.example_ids.to_pylist()) == held_out
         light = RunDirectory(folder / "candidates" / f"part-{number}").validation_scores
-        assert light.systems() == ["tfidf"]
+        assert sorted(light.systems()) == ["nbsvm", "tfidf"]
     assert sorted(seen) == sorted(train)
     assert not [name for name in files_below(folder / "candidates") if "safetensors" in name]
     verified = succeed("verify", str(folder))
@@ -113,7 +118,7 @@ def test_the_calibration_is_fitted_on_all_of_them(chosen):
     rows = dataset.split("train").rows + dataset.split("validation").rows
     inference = infer(run)
     assert len(inference.fit.texts) == rows
-    assert inference.fit.ensemble.trial.held_out == rows
+    assert len(inference.fit.ensemble.fitted.alone) == rows
     assert inference.stands_by_calibrated
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["calibration"]["num_texts"] == rows
@@ -184,7 +189,8 @@ def test_too_few_to_choose_still_calibrate(data, tmp_path):
     )
     assert not selection["fine_tune"]
     assert len(infer(run).fit.texts) == rows + run.dataset().held_out
-    assert infer(run).fit.ensemble is None
+    # Nor is a fine-tune trained for so few; a bag of words costs nothing.
+    assert infer(run).fit.ensemble.system in ("tfidf", "nbsvm")
 
 
 @pytest.mark.ray
@@ -201,9 +207,10 @@ def test_no_time_for_parts(data, tmp_path):
     assert trained(list(run_all(config))) == []
 
 
-def test_who_is_cross_validated(data, tmp_path):
+@pytest.mark.ray
+def test_who_is_cross_validated(chosen, data, tmp_path):
     def dataset(**counts: int) -> Dataset:
-        opened = Dataset.open(data / "run" / "dataset")
+        opened = Dataset.open(chosen[0] / "dataset")
         splits = dict(opened.splits)
         for name, rows in counts.items():
             info = opened.splits[name]
@@ -221,12 +228,18 @@ def test_who_is_cross_validated(data, tmp_path):
     assert parts_of(without, dataset(train=60)) == 0
 
 
+@pytest.mark.ray
 def test_a_part_is_written_once(chosen, tmp_path):
     dataset = Dataset.open(chosen[0] / "dataset")
     first = write_part(dataset, 0, 3, 7, tmp_path / "part")
     written = (tmp_path / "part" / "train.parquet").stat().st_mtime_ns
     assert write_part(dataset, 0, 3, 7, tmp_path / "part") == first
     assert (tmp_path / "part" / "train.parquet").stat().st_mtime_ns == written
+    # One that has lost a file is written again.
+    (tmp_path / "part" / "train.parquet").unlink()
+    assert find_part(dataset, 0, 3, 7, tmp_path / "part") is None
+    assert write_part(dataset, 0, 3, 7, tmp_path / "part") == first
+    assert find_part(dataset, 0, 3, 7, tmp_path / "part") == first
     other = write_part(dataset, 1, 3, 7, tmp_path / "part")
     assert other.fingerprint != first.fingerprint
     assert np.isclose(other.split("validation").rows, dataset.split("train").rows / 3, atol=1)
@@ -253,3 +266,152 @@ def test_interrupted_it_goes_on_to_the_same_end(chosen, data, tmp_path):
     found = [[trial["nll"] for trial in made["trials"]] for made in (ours, theirs)]
     assert found[0] == pytest.approx(found[1], rel=1e-4)  # shards of another size
     assert ours["chosen"] == theirs["chosen"]
+
+
+@pytest.fixture
+def again(chosen, data, tmp_path) -> RunConfig:
+    """The settings of a copy of the run that has chosen."""
+    shutil.copytree(chosen[0], tmp_path / "run")
+    return config_of(data, tmp_path / "run")
+
+
+def with_ensemble(config: RunConfig, ensemble: str) -> RunConfig:
+    posterior = config.posterior.model_copy(update={"ensemble": ensemble})
+    return config.model_copy(update={"posterior": posterior})
+
+
+def report_of(config: RunConfig) -> dict:
+    return json.loads((Path(config.output_dir) / "report" / "report.json").read_text())
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("lost", ["model", "light", "text"])
+def test_what_a_calibration_rests_on_is_made_again(again, lost):
+    before = report_of(again)["calibration"]
+    candidates = Path(again.output_dir) / "candidates"
+    chosen = RunDirectory(Path(again.output_dir)).manifest()["selection"]["chosen"]
+    if lost == "text":
+        (candidates / "part-1" / "dataset" / "validation.parquet").unlink()
+    else:
+        folder = f"{chosen}-part-1" if lost == "model" else "part-1"
+        store = RunDirectory(candidates / folder).validation_scores
+        shard = store.shard_path(store.records(store.systems()[-1])[0].key)
+        shard.write_bytes(b"torn" * (shard.stat().st_size // 4))
+    events = list(run_all(again))
+    assert len(trained(events)) <= 3  # no recipe is tried but the one whose scores were lost
+    assert report_of(again)["calibration"] == before
+    assert trained(list(run_all(again))) == []
+
+
+@pytest.mark.ray
+def test_a_second_system_that_is_asked_for_later_scores_the_parts(again):
+    alone = with_ensemble(again, "none")
+    assert trained(list(run_all(alone))) == []
+    assert report_of(alone)["calibration"]["ensemble"] is None
+    asked = with_ensemble(again, "nbsvm")
+    assert trained(list(run_all(asked))) == []
+    report = report_of(asked)
+    assert report["calibration"]["ensemble"]["system"] == "nbsvm"
+    assert report["calibration"]["ensemble"]["num_texts"] == report["calibration"]["num_texts"]
+    assert not [note for note in report["notes"] if "ensemble" in note]
+
+
+@pytest.mark.ray
+def test_train_and_then_run_is_run(chosen, data, tmp_path):
+    config = config_of(data, tmp_path / "run")
+    assert trained(list(train_models(config))) == ["joint-lm"]
+    assert RunDirectory(tmp_path / "run").manifest()["selection"]["parts"] == 0
+    list(run_all(config))
+    ours, theirs = (
+        RunDirectory(folder).manifest()["selection"] for folder in (tmp_path / "run", chosen[0])
+    )
+    assert (ours["key"], ours["chosen"]) == (theirs["key"], theirs["chosen"])
+    assert (ours["parts"], ours["fine_tune"]) == (theirs["parts"], theirs["fine_tune"])
+    # What was chosen with scores will do for training alone.
+    assert trained(list(train_models(config))) == []
+    assert RunDirectory(tmp_path / "run").manifest()["selection"] == ours
+
+
+@pytest.mark.ray
+@pytest.mark.fault
+def test_a_calibration_is_never_of_two_choices(again):
+    """Another choice in the same folder, ended half-way, has replaced one part of three."""
+    training = again.training.model_copy(update={"epochs": 2})
+    stopped = run_all(again.model_copy(update={"training": training}))
+    run = RunDirectory(again.output_dir)
+    record = run.candidate_path(f"{run.manifest()['selection']['chosen']}-part-0") / RECORD
+    before = record.read_bytes()
+    for _event in stopped:
+        if record.exists() and record.read_bytes() != before:
+            break
+    stopped.close()
+    report = build_report(RunDirectory(again.output_dir))
+    assert report.calibration is None
+    assert any("was made anew by a choice of a recipe" in note for note in report.notes)
+    list(run_all(again))
+    assert report_of(again)["calibration"]["num_texts"] > 50
+
+
+@pytest.mark.ray
+def test_a_base_from_scratch_is_made_for_each_part(data, tmp_path):
+    config = config_of(
+        data, tmp_path / "run", model={"model": "scratch:tiny"},
+        data={"data_dir": str(data / "few")},
+        recipe={"recipe": "auto", "budget": "1h", "folds": 2},
+    )  # fmt: skip
+    events = list(run_all(config))
+    assert trained(events) == ["joint-lm"] * 3
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert selection["parts"] == 2
+    assert report_of(config)["calibration"]["num_texts"] > 16
+    assert trained(list(run_all(config))) == []
+
+
+@pytest.mark.ray
+def test_texts_are_classified_where_none_were_held_out(data, tmp_path):
+    """The second system of an ensemble was weighed by parts of the train texts alone."""
+    config = config_of(
+        data, tmp_path / "run", data={"validation_fraction": 0},
+        recipe={"recipe": "auto", "budget": "1h", "folds": 2},
+    )  # fmt: skip
+    list(run_all(with_ensemble(config, "tfidf")))
+    assert "validation" not in RunDirectory(tmp_path / "run").dataset().splits
+    assert report_of(config)["calibration"]["ensemble"]["taken"]
+    texts = write_jsonl(tmp_path / "new.jsonl", [{"text": "orbit laser kernel chip radio 1."}])
+    output = tmp_path / "answers.jsonl"
+    succeed("classify", "--model-dir", str(tmp_path / "run"), str(texts), "--num-cpus", "2",
+            "--output", str(output))  # fmt: skip
+    [row] = map(json.loads, output.read_text().splitlines())
+    assert row["answer"] == row["calibrated_predicted"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("lasting", [True, False])
+def test_only_a_failure_that_would_come_again_is_kept(data, tmp_path, monkeypatch, lasting):
+    stage = cluster.trial.train_stage
+    error = TrainingError("the loss is no number") if lasting else ResourceError("memory is full")
+
+    def fails(preparation, *arguments):
+        if preparation.system.name == "conditional-lm":
+            raise error
+        yield from stage(preparation, *arguments)
+
+    monkeypatch.setattr(cluster.trial, "train_stage", fails)
+    config = config_of(data, tmp_path / "run")
+    list(run_all(config))
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert selection["passing"] is not lasting
+    monkeypatch.undo()
+    assert trained(list(run_all(config))) == ([] if lasting else ["conditional-lm"] * 3)
+    assert not RunDirectory(tmp_path / "run").manifest()["selection"]["passing"]
+    assert "whole" in succeed("verify", str(tmp_path / "run"))
+
+
+@pytest.mark.ray
+def test_other_train_texts_leave_nothing_of_a_choice(again, data, tmp_path):
+    make_data(tmp_path / "other", train=30, test=8)
+    source = again.data.model_copy(update={"data_dir": tmp_path / "other"})
+    recipe = again.recipe.model_copy(update={"recipe": "conditional"})
+    list(run_all(again.model_copy(update={"data": source, "recipe": recipe})))
+    assert not (Path(again.output_dir) / "candidates").exists()
+    assert "whole" in succeed("verify", str(again.output_dir))

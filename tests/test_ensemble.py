@@ -15,13 +15,14 @@ from model_fixtures import make_model_folder
 from report_fixtures import CLASSES, make_run, write_scores
 from run_fixtures import CLASSES as CLASSES_OF_RUN
 from run_fixtures import make_data, sentences, write_jsonl
+from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from gencls_core.calibration import fit_beside_alone, fit_calibration
 from gencls_core.comparison.results import read_results
 from gencls_core.ensemble import companions_of, fit_pool, with_beside
 from gencls_core.errors import StoreError
-from gencls_core.posterior import cross_fitted, posterior_of
+from gencls_core.posterior import cross_fitted, folds_of, posterior_of
 from gencls_core.report.build import build_report
 from gencls_core.report.ensembles import decided, ensemble_of
 from gencls_core.report.fitting import EnsembleFit
@@ -207,13 +208,26 @@ def test_a_second_system_that_knows_more_helps():
     assert fitted.pool.shares[2] > 0.8  # labels were drawn from both in one exponent
 
 
-def test_labels_have_no_part_in_their_own_posterior():
-    """A text with a wrong label changes what is said of others, not how it is judged."""
+def test_shares_that_judge_a_text_are_fitted_on_others():
     matrix = planted(60, scale=0.2, weight=0.7, seed=7)
-    fitted = fit_pool(matrix, UNIFORM)
-    assert fitted.nll_together > 0
-    in_sample = -posterior_of(matrix, UNIFORM, fitted.pool)[np.arange(60), matrix.label_codes]
-    assert fitted.nll_together > in_sample.mean()
+    codes_N, rows_N = matrix.label_codes, np.arange(60)
+    members = [
+        cross_fitted(replace(matrix, beside=None)),
+        cross_fitted(matrix, fit=fit_beside_alone),
+        cross_fitted(matrix),
+    ]
+    own_KN = np.stack([posterior[rows_N, codes_N] for posterior in members])
+    judged_N = next(folds_of(codes_N))
+
+    def objective(free):
+        shares = np.exp(log_softmax([*free, 0.0]))
+        return -np.log(shares @ np.exp(own_KN[:, ~judged_N])).sum() - np.log(shares).sum()
+
+    shares = np.exp(log_softmax([*minimize(objective, [0.0, 0.0], tol=1e-12).x, 0.0]))
+    expected = -np.log(shares @ np.exp(own_KN[:, judged_N]))
+    found = fit_pool(matrix, UNIFORM)
+    np.testing.assert_allclose(found.together[judged_N], expected, atol=1e-5)
+    assert found.pool.shares != pytest.approx(shares.tolist(), abs=1e-4)  # those of all texts
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -244,9 +258,10 @@ def test_sure_mistakes_are_bounded_by_the_other_system():
     [
         (None, True, True, 99, ()),
         ("none", True, True, 99, ()),
-        ("auto", True, False, 99, ("tfidf",)),
-        ("auto", True, True, 99, ("tfidf", "discriminative")),
-        ("auto", True, True, 49, ()),
+        ("auto", True, False, 99, ("tfidf", "nbsvm")),
+        ("auto", True, True, 99, ("tfidf", "nbsvm", "discriminative")),
+        ("auto", True, True, 16, ("tfidf", "nbsvm", "discriminative")),
+        ("auto", True, True, 15, ()),
         ("auto", False, False, 99, ()),
         ("auto", False, True, 99, ("discriminative",)),
         ("nbsvm", False, True, 2, ("nbsvm",)),
@@ -269,6 +284,8 @@ def made_run(
     tested = pq.read_table(run.dataset_path / "test.parquet")
     random = np.random.default_rng(8)
     write_scores(random, run.validation_scores, CLASSES, held_out, system="tfidf", shards=1)
+    for store, texts in ((run.validation_scores, held_out), (run.scores, tested)):
+        write_scores(random, store, CLASSES, texts, system="nbsvm", shards=1)
     manifest = run.manifest()
     if fine_tune is not None:
         random = np.random.default_rng(9)
@@ -410,7 +427,7 @@ def test_a_fine_tune_that_a_comparison_left_there_is_not_the_runs(tmp_path):
 
 
 def test_too_few_held_out_texts_take_none_unless_it_is_asked_for(tmp_path):
-    run = made_run(tmp_path / "run", "auto", validation_rows=40)
+    run = made_run(tmp_path / "run", "auto", validation_rows=15)
     report = build_report(run)
     assert report.calibration.ensemble is None
     assert report.answer == "uncalibrated"

@@ -13,7 +13,7 @@ from gencls_core.errors import DataError
 from gencls_core.remote_path import Location
 from gencls_core.storage import digest_of, publish_directory, write_json
 
-__all__ = ["part_of_each", "write_part"]
+__all__ = ["find_part", "part_of_each", "write_part"]
 
 _COLUMNS = ["example_id", "text", "label"]
 
@@ -33,19 +33,27 @@ def part_of_each(labels: list[str | None], parts: int, seed: int) -> NDArray[np.
     return part_N
 
 
+def find_part(
+    dataset: Dataset, part: int, parts: int, seed: int, folder: Location
+) -> Dataset | None:
+    """Open what `write_part` has written, if it is there, of the same texts."""
+    try:
+        there = Dataset.open(folder)
+        whole = all((folder / f"{name}.parquet").is_file() for name in there.splits)
+    except (DataError, ValueError, KeyError, TypeError):
+        return None  # absent, or damaged
+    wanted = _digest(dataset, part, parts, seed)
+    return there if whole and there.source.get("digest") == wanted else None
+
+
 def write_part(dataset: Dataset, part: int, parts: int, seed: int, folder: Location) -> Dataset:
     """Write the dataset in which one part of the train texts is the validation split.
 
     One that is there already, of the same texts, is given as it is. The dataset's own validation
     and test texts are in none.
     """
-    wanted = digest_of([dataset.split("train").fingerprint, dataset.classes, part, parts, seed])
-    try:
-        there = Dataset.open(folder)
-        if there.source.get("digest") == wanted:
-            return there
-    except (DataError, ValueError, KeyError, TypeError):
-        pass  # absent, or damaged
+    if (there := find_part(dataset, part, parts, seed, folder)) is not None:
+        return there
     rows = dataset.read("train").to_pylist()
     part_N = part_of_each([row["label"] for row in rows], parts, seed)
     with publish_directory(folder, "dataset.json") as temporary:
@@ -63,9 +71,13 @@ def write_part(dataset: Dataset, part: int, parts: int, seed: int, folder: Locat
             splits=infos,
             source={
                 "description": f"part {part + 1} of {parts} of {dataset.path.name} held out",
-                "digest": wanted,
+                "digest": _digest(dataset, part, parts, seed),
             },
             warnings=(),
         )
         write_json(temporary / "dataset.json", found.to_json())
     return replace(found, path=folder)
+
+
+def _digest(dataset: Dataset, part: int, parts: int, seed: int) -> str:
+    return digest_of([dataset.split("train").fingerprint, dataset.classes, part, parts, seed])

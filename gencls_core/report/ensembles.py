@@ -90,11 +90,13 @@ def _systems(
     fitter: Fitter, alone: CalibrationFit, manifest: dict[str, Any], ensemble: str | None
 ) -> tuple[str, ...]:
     """Give the second systems that are to be tried."""
+    chosen = fitter.selection
+    judged = chosen is not None and chosen.parts > 0
     return companions_of(
         _wanted(manifest, ensemble),
         baseline=manifest["config"].get("baseline", True),
         fine_tune=fitter.tries_fine_tune,
-        held_out=len(alone.texts),
+        held_out=chosen.held_out_texts if chosen is not None and judged else len(alone.texts),
     )
 
 

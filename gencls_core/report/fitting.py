@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gencls_core.calibration import Calibration, Pool, fit_calibration, why_not_calibrated
-from gencls_core.datasets.dataset import Dataset
 from gencls_core.ensemble import FINE_TUNE, PoolFit, fit_pool, with_beside
 from gencls_core.errors import DataError, StoreError
 from gencls_core.posterior import label_prior
+from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import LikelihoodMatrix, read_likelihoods
 from gencls_core.scores import ScoreStore
-from gencls_core.selection import part_name
+from gencls_core.selection import RECORD, part_name
 from gencls_core.selection_report import SelectionReport
+from gencls_core.storage import read_json
 
 __all__ = [
     "CalibrationFit",
@@ -84,10 +85,24 @@ class _HeldOut:
     stores: dict[str, ScoreStore]
     """System → where its scores of them are; another's are in `other`."""
     other: ScoreStore
-    learned_from: Dataset
+    learned_from: RunDirectory
+    """Whose train texts the models know."""
+    models: dict[str, tuple[Location, dict[str, str]]]
+    """System → the folder of its training, and the models that the calibration is to rest on."""
 
     def read(self, system: str, classes: tuple[str, ...]) -> LikelihoodMatrix | None:
         """Give what a system says of them; None where it scored none."""
+        if system in self.models:
+            folder, models = self.models[system]
+            try:
+                there = read_json(folder / RECORD).get("models")
+            except (FileNotFoundError, ValueError):
+                there = None
+            if there != models:
+                raise StoreError(
+                    f"{folder.name} was made anew by a choice of a recipe that has not come to its "
+                    "end; run the same command again"
+                )
         store = self.stores.get(system, self.other)
         records = store.records(system)
         return read_likelihoods(store, system, classes, records) if records else None
@@ -131,32 +146,28 @@ class Fitter:
         if chosen is None or not chosen.parts:
             return []
         main = system_of(self.origin.manifest())
+        found = []
+        for number in range(chosen.parts):
+            part = RunDirectory(self.origin.candidate_path(part_name(number)))
+            stores, models = {}, {}
+            for system, name in ((main, chosen.chosen), (FINE_TUNE, FINE_TUNE)):
+                folder = part_name(number, name)
+                trained = RunDirectory(self.origin.candidate_path(folder))
+                stores[system] = trained.validation_scores
+                models[system] = (trained.path, chosen.part_models.get(folder, {}))
+            found.append(_HeldOut(stores, part.validation_scores, part, models))
+        return found
 
-        def at(name: str) -> RunDirectory:
-            return RunDirectory(self.origin.candidate_path(name))
-
-        return [
-            _HeldOut(
-                stores={
-                    system: at(part_name(number, name)).validation_scores
-                    for system, name in ((main, chosen.chosen), (FINE_TUNE, FINE_TUNE))
-                },
-                other=at(part_name(number)).validation_scores,
-                learned_from=at(part_name(number)).dataset(),
-            )
-            for number in range(chosen.parts)
-        ]
-
-    def _held_out(self, system: str) -> list[tuple[LikelihoodMatrix, dict[str, int]]]:
-        """Give what a system says of texts that it did not learn from, and from how many texts of
-        each class it learned: of the validation texts, and of each part of a cross-validation.
+    def _held_out(self, system: str) -> list[tuple[LikelihoodMatrix, RunDirectory]]:
+        """Give what a system says of texts that it did not learn from, and whose train texts it
+        knows: of the validation texts, and of each part of a cross-validation.
 
         Raises:
             StoreError: when some of the parts lack scores.
         """
         found = []
         if (validation := self._validation(system)) is not None:
-            found.append((validation, self._train_counts()))
+            found.append((validation, self.origin))
         parts = [part.read(system, self.classes) for part in self._parts]
         scored = [matrix for matrix in parts if matrix is not None]
         if scored and self.selection is not None:
@@ -167,7 +178,7 @@ class Fitter:
                     "cross-validation"
                 )
             for matrix, part in zip(scored, self._parts, strict=True):
-                found.append((matrix, part.learned_from.split("train").class_counts))
+                found.append((matrix, part.learned_from))
         return found
 
     def fit(self, system: str) -> tuple[CalibrationFit | None, tuple[str, ...]]:
@@ -190,9 +201,6 @@ class Fitter:
         sizes = tuple(map(len, found))
         return CalibrationFit(system, calibration, texts, text_prior, None, sizes), ()
 
-    def _train_counts(self) -> dict[str, int]:
-        return self.origin.dataset().split("train").class_counts
-
     def companion(self, system: str, beside: str) -> Companion:
         """Read what the second system says of the test texts that `beside` scored.
 
@@ -205,7 +213,7 @@ class Fitter:
         if found != sum(record.rows for record in store.records(beside)):
             raise StoreError(f"{system} has not scored the test texts")
         tested = read_likelihoods(store, system, self.classes, records)
-        return Companion(self._train_counts(), tested)
+        return Companion(_train_counts(self.origin), tested)
 
     def together(self, alone: CalibrationFit, system: str) -> EnsembleFit:
         """Fit the likelihoods and a second system.
@@ -215,14 +223,18 @@ class Fitter:
         """
         texts, first = [], 0
         pairs = zip(alone.sizes, self._held_out(system), strict=False)
-        for size, (other, train_counts) in pairs:
+        for size, (other, knows) in pairs:
             rows = np.arange(first, first + size)
-            texts.append(with_beside(alone.texts.take(rows), other, train_counts))
+            texts.append(with_beside(alone.texts.take(rows), other, _train_counts(knows)))
             first += size
         if first != len(alone.texts):
             raise StoreError(f"{system} has not scored the held-out texts")
         matrix = LikelihoodMatrix.concatenated(texts)
         return EnsembleFit(system, matrix, fit_pool(matrix, alone.text_prior))
+
+
+def _train_counts(run: RunDirectory) -> dict[str, int]:
+    return run.dataset().split("train").class_counts
 
 
 def decided_by_loss(matrix: LikelihoodMatrix) -> LikelihoodMatrix:

@@ -113,7 +113,9 @@ class CalibrationReport(ReportPart):
 
     scale: float = Field(description="Multiplies every score; below 1: the raw one is too sure.")
     biases: dict[str, float] = Field(description="Added per class, in nats; they sum to 0.")
-    num_texts: int = Field(description="Labelled validation texts it was fitted on.")
+    num_texts: int = Field(
+        description="Labelled texts that it was fitted on: held out, or of a cross-validation."
+    )
     nll_before: float = Field(description="Their mean −log P(true class), nats, uncalibrated.")
     nll_after: float = Field(
         description="The same, calibrated, with the second system where it is taken."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["BASELINE", "about_system", "system_title"]
+__all__ = ["BASELINE", "NBSVM", "about_system", "system_title"]
 
 BASELINE = "tfidf"
 """What a run trains beside its models."""
+NBSVM = "nbsvm"
 
 _TITLES = {
     "class-lm": "class models",

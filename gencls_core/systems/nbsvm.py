@@ -50,10 +50,10 @@ from gencls_core.systems.bag_of_words import (
     train_targets,
     words_between_spaces,
 )
+from gencls_core.systems.names import NBSVM
 
-__all__ = ["NBSVM", "Machines", "NbsvmSystem", "fit_machines", "fit_scale", "log_count_ratios"]
+__all__ = ["Machines", "NbsvmSystem", "fit_machines", "fit_scale", "log_count_ratios"]
 
-NBSVM = "nbsvm"
 NBSVM_FORMAT = 1
 
 _LEARNER = Learner("NBSVM", f"leave {NBSVM} out of --systems and --ensemble")
