@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 
 from cluster.choice_report import choice_report, untried, wants_fine_tune
 from cluster.companions import companions
@@ -74,12 +75,13 @@ def parts_are_scored(preparation: Preparation) -> bool:
     assert made is not None, "it was chosen"
     if not made.parts:
         return True
-    parts = find_parts(preparation, made.parts)
+    parts = find_parts(preparation, made.cut_into)
     if parts is None:
         return False
     names = companions(preparation)
     light = [name for name in names if name not in MODEL_SYSTEMS]
     models = [made.chosen, *(name for name in names if name in MODEL_SYSTEMS)]
+    parts = parts[: made.parts]
     return all(
         isinstance(_trial_of(name, config, preparation, part).before(), Outcome)
         for name in models
@@ -104,7 +106,7 @@ class Choice:
         self._dataset = first.dataset
         self._place, self._lease = place, lease
         self._candidates = candidates_of(config)
-        self._costs = Costs(config, first.dataset, self._candidates, parts)
+        self._costs = Costs(config, first.dataset, self._candidates, parts, parts)
         self._parts: list[Part] = []
         self._outcomes: dict[str, Outcome] = {}
         self._left_out: dict[str, str] = {}
@@ -124,18 +126,18 @@ class Choice:
         config, parts, first = self._config, self._costs.parts, self._candidates[0]
         texts = judging_texts(self._dataset, parts)
         by = f"train texts in {parts} parts" if parts else "held-out texts"
-        few = texts < MIN_HELD_OUT
-        candidates = self._candidates[:1] if few else self._candidates
+        number = 1 if texts < MIN_HELD_OUT else len(self._candidates)
         yield StageStarted(
             "choose",
-            f"trying up to {counted(len(candidates), 'recipe')} for {config.recipe.budget} in all, "
+            f"trying up to {counted(number, 'recipe')} for {config.recipe.budget} in all, "
             f"by {texts:,} {by}",
         )
         if parts and (reason := (yield from self._why_no_parts())):
             yield Note(f"nothing is chosen, recipe {first.name} is taken: {reason}")
             self._adopt(first)
             return self._untried(reason)
-        for number, candidate in enumerate(candidates):
+        few = self._judging < MIN_HELD_OUT
+        for number, candidate in enumerate(self._candidates[:1] if few else self._candidates):
             yield from self._try(candidate, number)
             if self._parts and not self._outcomes:
                 self._adopt(first)
@@ -148,7 +150,9 @@ class Choice:
             self._first,
             self._outcomes,
             self._left_out,
-            parts=parts,
+            texts=self._judging,
+            parts=len(self._parts),
+            cut_into=parts,
             part_models=self._part_models,
             fine_tune=self._kept_free > 0,
             fine_tune_note=self._fine_tune_note,
@@ -161,6 +165,13 @@ class Choice:
         spent = time.perf_counter() - began
         yield StageFinished("choose", f"{report.chosen}: {report.reason}", spent)
         return report
+
+    @property
+    def _judging(self) -> int:
+        """Texts that recipes are judged by."""
+        if not self._parts:
+            return self._dataset.held_out
+        return sum(part.dataset.held_out for part in self._parts)
 
     def _untried(self, reason: str) -> SelectionReport:
         return untried(
@@ -198,11 +209,17 @@ class Choice:
         if not isinstance(found, Outcome):
             found = yield from trial.run(self._place, self._lease)
         self._spent += found.seconds
-        needed, left = self._costs.cross_validation(found), self._costs.left(self._spent)
-        if needed > left:
+        needed, left = self._costs.of_part(found), self._costs.left(self._spent)
+        judged = min(self._costs.parts, int(left / max(needed, 1e-9))) if left > 0 else 0
+        if not judged:
             few = why_not_chosen_by(self._dataset)
-            return f"{few}; of a cross-validation of the train texts, {takes(needed, left)}"
-        self._parts = make_parts(self._first, self._costs.parts, self._lease)
+            return f"{few}; of a part of a cross-validation, {takes(needed, left)}"
+        self._costs = replace(self._costs, judged=judged)
+        self._parts = make_parts(self._first, self._costs.parts, self._lease)[:judged]
+        if judged < self._costs.parts:
+            yield Note(
+                f"the budget has time to judge {counted(judged, 'part')} of {self._costs.parts}"
+            )
         return ""
 
     def _try(self, candidate: Candidate, number: int) -> Iterator[Event]:
@@ -272,7 +289,7 @@ class Choice:
             config.posterior.ensemble,
             baseline=config.baseline,
             fine_tune=self._kept_free > 0,
-            held_out=judging_texts(self._dataset, len(self._parts)),
+            held_out=self._judging,
         )
         for name in names:
             if name in MODEL_SYSTEMS:

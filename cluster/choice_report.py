@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cluster.cross_validation import judging_texts, parts_of
+from cluster.cross_validation import parts_of
 from cluster.preparation import Preparation
 from cluster.trial import Outcome
 from cluster.trial_costs import training_of_candidate
@@ -83,7 +83,9 @@ def choice_report(
     outcomes: Mapping[str, Outcome],
     left_out: Mapping[str, str],
     *,
+    texts: int,
     parts: int,
+    cut_into: int,
     part_models: Mapping[str, Mapping[str, dict[str, str]]],
     fine_tune: bool,
     fine_tune_note: str | None,
@@ -97,7 +99,9 @@ def choice_report(
         first: the run with its first candidate.
         outcomes: of the candidates that were tried, in order.
         left_out: why others were not.
-        parts: of a cross-validation; 0 where held-out texts judge.
+        texts: that judge.
+        parts: of a cross-validation that were judged; 0 where held-out texts judge.
+        cut_into: parts that the train texts were cut into.
         part_models: candidate, or fine-tune → folder of each part → class → digest.
         fine_tune: whether there is time for a fine-tune beside.
         fine_tune_note: why not, where it was thought of.
@@ -123,10 +127,10 @@ def choice_report(
             row = row.model_copy(update=figures)
         rows.append(row)
     chosen = tried[verdict.chosen]
-    texts = judging_texts(first.dataset, parts)
     reason = _reason(tried, left_out, verdict)
     if texts < MIN_HELD_OUT:
-        few = f"{counted(texts, 'train text')} cannot tell recipes apart"
+        judging = "judged train text" if parts < cut_into else "train text"
+        few = f"{counted(texts, judging)} cannot tell recipes apart"
         reason = f"{few}, so the first was taken"
     rates = {candidate.name: candidate.learning_rate for candidate in candidates_of(config)}
     return SelectionReport(
@@ -135,6 +139,7 @@ def choice_report(
         budget_seconds=config.recipe.budget_seconds,
         held_out_texts=texts,
         parts=parts,
+        cut_into=cut_into,
         part_models={
             folder: models
             for name in (chosen, FINE_TUNE)

@@ -44,7 +44,10 @@ class Costs:
     dataset: Dataset
     candidates: tuple[Candidate, ...]
     parts: int
-    """Of a cross-validation; 0 where the run's held-out texts judge."""
+    """That the train texts are cut into for a cross-validation; 0 where the run's held-out texts
+    judge."""
+    judged: int
+    """Parts that are judged."""
 
     def left(self, spent: float) -> float:
         """Give what remains of the budget."""
@@ -53,16 +56,16 @@ class Costs:
     @property
     def _with_last(self) -> float:
         """How much more it is to train on all texts at last, too, where parts were judged."""
-        return 1.0 + 1.0 / (self.parts - 1) if self.parts else 1.0
+        return 1.0 + self.parts / (self.judged * (self.parts - 1)) if self.parts else 1.0
 
-    def cross_validation(self, whole: Outcome) -> float:
-        """Estimate a cross-validation from one training on all texts.
+    def of_part(self, whole: Outcome) -> float:
+        """Estimate what a part of a cross-validation takes from one training on all texts.
 
-        So many trainings, each without a part; and every text is scored once.
+        A training without the part; and its texts are scored.
         """
         scoring = (whole.seconds - whole.train_seconds) / max(1, self.dataset.held_out)
         texts = self.dataset.split("train").rows
-        return (self.parts - 1) * whole.train_seconds + scoring * texts
+        return ((self.parts - 1) * whole.train_seconds + scoring * texts) / self.parts
 
     def of_candidate(self, candidate: Candidate, outcomes: Mapping[str, Outcome]) -> float:
         """Estimate a candidate from the most similar one that was judged."""

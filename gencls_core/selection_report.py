@@ -40,8 +40,13 @@ class SelectionReport(ReportPart):
     )
     parts: int = Field(
         0,
-        description="Parts of a cross-validation: the texts are then those of the train split, "
-        "each scored by a model that did not learn from its part; 0: they were held out.",
+        description="Parts of a cross-validation that were judged: the texts are then of the train "
+        "split, each scored by a model that did not learn from its part; 0: they were held out.",
+    )
+    cut_into: int = Field(
+        0,
+        description="Parts that the train texts were cut into; fewer are judged where the budget "
+        "has no time for all.",
     )
     part_models: dict[str, dict[str, str]] = Field(
         {},

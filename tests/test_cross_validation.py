@@ -14,6 +14,7 @@ from model_fixtures import make_model_folder
 from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
 import cluster.trial
+import cluster.trial_costs
 from cluster.cross_validation import parts_of
 from cluster.pipeline import run_all, train_models
 from gencls_core.config import RunConfig
@@ -200,11 +201,49 @@ def test_no_time_for_parts(data, tmp_path):
     assert trained(events) == ["joint-lm"]
     [note] = [event.message for event in events if isinstance(event, Note)]
     assert "nothing is chosen, recipe joint is taken" in note
-    assert "of a cross-validation of the train texts, it would take about" in note
+    assert "of a part of a cross-validation, it would take about" in note
     selection = RunDirectory(tmp_path / "run").manifest()["selection"]
     assert (selection["chosen"], selection["parts"]) == ("joint", 0)
     # The model was trained once, and is the run's own; a second time nothing is.
     assert trained(list(run_all(config))) == []
+
+
+@pytest.mark.ray
+def test_time_for_some_parts(data, tmp_path, monkeypatch):
+    """What fits into the budget is judged, and the calibration rests on that."""
+    left = cluster.trial_costs.Costs.left
+
+    def two_parts(self, spent):
+        monkeypatch.setattr(cluster.trial_costs.Costs, "left", left)
+        return 2.5 * self.of_part(whole[0])
+
+    whole = []
+    before = cluster.trial_costs.Costs.of_part
+    monkeypatch.setattr(
+        cluster.trial_costs.Costs, "of_part",
+        lambda self, outcome: (whole.append(outcome), before(self, outcome))[1],
+    )  # fmt: skip
+    monkeypatch.setattr(cluster.trial_costs.Costs, "left", two_parts)
+    config = config_of(data, tmp_path / "run", recipe={"recipe": "auto", "budget": "0.01s"})
+    events = list(run_all(config))
+    assert trained(events) == ["joint-lm"] * 3
+    assert "the budget has time to judge 2 parts of 4" in [
+        event.message for event in events if isinstance(event, Note)
+    ]
+    run = RunDirectory(tmp_path / "run")
+    selection = run.manifest()["selection"]
+    judged = [
+        Dataset.open(tmp_path / "run" / "candidates" / f"part-{number}" / "dataset").held_out
+        for number in range(2)
+    ]
+    assert (selection["parts"], selection["cut_into"]) == (2, 4)
+    assert selection["held_out_texts"] == sum(judged)
+    assert report_of(config)["calibration"]["num_texts"] == sum(judged) + run.dataset().held_out
+    text = " ".join((tmp_path / "run" / "report" / "report.md").read_text().split())
+    assert "did not learn from its part (2 of 4 parts)" in text
+    monkeypatch.undo()
+    assert trained(list(run_all(config))) == []
+    assert "whole" in succeed("verify", str(tmp_path / "run"))
 
 
 @pytest.mark.ray

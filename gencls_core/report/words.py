@@ -101,9 +101,10 @@ def choice(selection: SelectionReport) -> str:
         return sentence
     texts = f"{count(selection.held_out_texts)} held-out texts"
     if selection.parts:
+        of = "" if selection.parts == selection.cut_into else f" of {selection.cut_into}"
         texts = (
             f"{count(selection.held_out_texts)} train texts, each scored by a model that did not "
-            f"learn from its part ({selection.parts} parts)"
+            f"learn from its part ({selection.parts}{of} parts)"
         )
     return (
         f"{sentence} Recipes are judged by the mean −log P of the labels of {texts}, calibrated "
