@@ -257,8 +257,9 @@ def test_a_run_takes_one_recipe_and_says_why(chosen):
     config = run.manifest()["config"]["recipe"]
     assert (config["recipe"], run.system) == (taken["recipe"], run.scores.records()[0].system)
     # The budget has time for a fine-tune beside.
-    assert set(run.scores.systems()) == {run.system, "tfidf", "discriminative"}
-    assert set(run.validation_scores.systems()) == {run.system, "tfidf", "discriminative"}
+    assert set(run.scores.systems()) == {run.system, "tfidf", "nbsvm", "discriminative"}
+    held_out = set(run.validation_scores.systems())
+    assert held_out == {run.system, "tfidf", "nbsvm", "discriminative"}
     assert found["fine_tune"]
     assert "discriminative fine-tune" in said
     for page in ("report.md", "report.html"):
@@ -422,6 +423,34 @@ def test_a_candidate_that_fails_ends_nothing(data, tmp_path, monkeypatch):
     # It is written down: another budget does not try it again, though it would work now.
     monkeypatch.undo()
     assert trained(list(run_all(with_recipe(config, "auto", budget="2h")))) == []
+
+
+@pytest.mark.ray
+def test_where_the_first_fails_the_next_is_tried(data, tmp_path, monkeypatch):
+    stage, works = cluster.trial.train_stage, {"conditional-lm"}
+
+    def fails(preparation, *arguments):
+        if preparation.system.name not in works:
+            raise TrainingError.of(f"{preparation.system.name}: no finite number", found="nan")
+        yield from stage(preparation, *arguments)
+
+    monkeypatch.setattr(cluster.trial, "train_stage", fails)
+    config = with_recipe(config_of(data, tmp_path / "run"), "auto", budget="0")
+    assert trained(list(run_all(config))) == ["conditional-lm"]
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert selection["chosen"] == "conditional"
+    notes = {trial["name"]: trial["note"] for trial in selection["trials"]}
+    assert notes["joint"] == "it failed: joint-lm: no finite number"
+    assert "it would take about" in notes["independent"]
+    assert "no other could be trained, or the budget left no time for it" in selection["reason"]
+    # Where none can be trained, that is the end, with the first one's error, and again.
+    works.clear()
+    config = config.model_copy(update={"output_dir": tmp_path / "none"})
+    with pytest.raises(TrainingError, match="joint-lm: no finite number"):
+        list(run_all(config))
+    assert RunDirectory(tmp_path / "none").manifest()["status"] == "failed"
+    with pytest.raises(TrainingError, match="could not be trained"):
+        list(run_all(config))
 
 
 @pytest.mark.ray
