@@ -17,7 +17,7 @@ from cluster.trial_costs import Costs, takes
 from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.ensemble import FINE_TUNE, companions_of
-from gencls_core.errors import GenclsError, TrainingError, counted
+from gencls_core.errors import GenclsError, ResourceError, TrainingError, counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.selection import Candidate, candidates_of, part_name
@@ -82,11 +82,16 @@ def parts_are_scored(preparation: Preparation) -> bool:
     light = [name for name in names if name not in MODEL_SYSTEMS]
     models = [made.chosen, *(name for name in names if name in MODEL_SYSTEMS)]
     parts = parts[: made.parts]
-    return all(
-        isinstance(_trial_of(name, config, preparation, part).before(), Outcome)
-        for name in models
-        for part in parts
-    ) and all(part.is_scored_by(name, preparation.config) for name in light for part in parts)
+    if not all(part.is_scored_by(name, preparation.config) for name in light for part in parts):
+        return False
+    try:
+        return all(
+            isinstance(_trial_of(name, config, preparation, part).before(), Outcome)
+            for name in models
+            for part in parts
+        )
+    except ResourceError:
+        return True  # what might be lost could not be made again here
 
 
 class Choice:
@@ -118,7 +123,8 @@ class Choice:
         self._scores = scores
         self._part_models: dict[str, dict[str, dict[str, str]]] = {}
         """Candidate, or fine-tune → folder of each part → models."""
-        self._errors: list[GenclsError] = []
+        self._errors: dict[str, GenclsError] = {}
+        """Candidate, or second system → what went wrong just now."""
 
     def made(self) -> Generator[Event, None, SelectionReport]:
         """Try, judge and take one; its model, where there is one already, becomes the run's."""
@@ -143,7 +149,7 @@ class Choice:
                 self._adopt(first)
                 return self._untried(self._left_out[first.name])
         if not self._outcomes:
-            raise self._failure("a recipe", "; ".join(self._left_out.values()))
+            raise self._failure(first.name, self._left_out[first.name])
         yield from self._try_beside()
         report = choice_report(
             config,
@@ -180,16 +186,14 @@ class Choice:
 
     @property
     def _passing(self) -> bool:
-        return any(not isinstance(error, LASTING) for error in self._errors)
+        return any(not isinstance(error, LASTING) for error in self._errors.values())
 
-    def _failure(self, of: str, reasons: str) -> GenclsError:
-        """Give what went wrong, where nothing can be taken in its place; now or in a run before."""
-        if self._errors:
-            return self._errors[0]
-        return TrainingError.of(
-            f"{of} could not be trained",
+    def _failure(self, name: str, reason: str) -> GenclsError:
+        """Give what went wrong, now or earlier, where nothing can be taken in its place."""
+        return self._errors.get(name) or TrainingError.of(
+            f"{name} could not be trained",
             place=self._first.run.path,
-            found=reasons,
+            found=reason,
             remedy="other settings, such as a lower --learning-rate",
         )
 
@@ -272,7 +276,7 @@ class Choice:
                 if outcome is None:
                     outcome = yield from trial.run(self._place, self._lease)
             except FAILURES as error:
-                self._errors.append(error)
+                self._errors[name] = error
                 return reason_of(error)
             if part is not None:
                 trial.drop_models(self._lease)
@@ -290,13 +294,14 @@ class Choice:
             baseline=config.baseline,
             fine_tune=self._kept_free > 0,
             held_out=self._judging,
+            texts=self._dataset.split("train").rows,
         )
         for name in names:
             if name in MODEL_SYSTEMS:
                 found = yield from self._judged(name)
                 if isinstance(found, str):
                     if config.posterior.ensemble != "auto":
-                        raise self._failure(system_title(name), found)
+                        raise self._failure(name, found)
                     self._kept_free, self._fine_tune_note = 0.0, found
                     yield Note(f"{system_title(name)} beside it is left out: {found}")
             else:

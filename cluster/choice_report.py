@@ -15,7 +15,7 @@ from gencls_core.selection import Candidate, Verdict, candidates_of, judge
 from gencls_core.selection_report import SelectionReport, TrialReport
 from gencls_core.storage import digest_of
 
-__all__ = ["choice_report", "key_of", "untried", "wants_fine_tune"]
+__all__ = ["choice_report", "failed_under", "key_of", "untried", "wants_fine_tune"]
 
 
 def wants_fine_tune(config: RunConfig) -> bool:
@@ -57,6 +57,11 @@ def key_of(config: RunConfig, first: Preparation, *, scores: bool) -> str:
     )
 
 
+def failed_under(config: RunConfig) -> str:
+    """Name the settings that a passing failure, such as a lack of memory, may hang on."""
+    return digest_of(config.compute.model_dump(mode="json"))
+
+
 def untried(
     config: RunConfig, first: Preparation, reason: str, *, scores: bool, passing: bool = False
 ) -> SelectionReport:
@@ -64,7 +69,7 @@ def untried(
     candidates = candidates_of(config)
     return SelectionReport(
         key=key_of(config, first, scores=scores),
-        passing=passing,
+        failed_under=failed_under(config) if passing else None,
         budget_seconds=config.recipe.budget_seconds,
         held_out_texts=first.dataset.held_out,
         chosen=candidates[0].name,
@@ -135,7 +140,7 @@ def choice_report(
     rates = {candidate.name: candidate.learning_rate for candidate in candidates_of(config)}
     return SelectionReport(
         key=key_of(config, first, scores=scores),
-        passing=passing,
+        failed_under=failed_under(config) if passing else None,
         budget_seconds=config.recipe.budget_seconds,
         held_out_texts=texts,
         parts=parts,

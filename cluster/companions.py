@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cluster.failures import reason_of
+from cluster.failures import LASTING, reason_of
 from cluster.preparation import Preparation, prepare_run
 from cluster.turn import has_work
 from gencls_core.ensemble import companions_of
-from gencls_core.errors import ResourceError
+from gencls_core.errors import GenclsError, ResourceError
 from gencls_core.systems.registry import MODEL_SYSTEMS
 
-__all__ = ["companions", "model_beside", "without_fine_tune", "works"]
+__all__ = ["companions", "model_beside", "with_fine_tune", "without_fine_tune", "works"]
 
 
 def companions(preparation: Preparation) -> tuple[str, ...]:
@@ -27,11 +27,12 @@ def companions(preparation: Preparation) -> tuple[str, ...]:
         held_out=preparation.dataset.held_out
         if selection is None or not selection.parts
         else selection.held_out_texts,
+        texts=preparation.dataset.split("train").rows,
     )
 
 
-def model_beside(preparation: Preparation) -> tuple[Preparation | None, str | None]:
-    """Prepare the one that is made of a language model, or say why it cannot be had.
+def model_beside(preparation: Preparation) -> tuple[Preparation | None, GenclsError | None]:
+    """Prepare the one that is made of a language model, or give why it cannot be had.
 
     It has the training settings that were asked for, not those that were chosen for the recipe.
 
@@ -54,16 +55,26 @@ def model_beside(preparation: Preparation) -> tuple[Preparation | None, str | No
         except ResourceError as error:
             if config.posterior.ensemble != "auto":
                 raise
-            return None, reason_of(error)
+            return None, error
         return found, None
     return None, None
 
 
-def without_fine_tune(preparation: Preparation, reason: str) -> Preparation:
-    """Let a run do without the fine-tune that it had time for, and say why."""
+def with_fine_tune(preparation: Preparation) -> Preparation:
+    """Forget why an earlier invocation did without a fine-tune that is to be tried again."""
+    selection = preparation.selection
+    if selection is None or not selection.fine_tune:
+        return preparation
+    return replace(preparation, selection=selection.model_copy(update={"fine_tune_note": None}))
+
+
+def without_fine_tune(preparation: Preparation, error: GenclsError) -> Preparation:
+    """Let a run do without the fine-tune that it had time for, and say why; for good where the
+    failure would come again."""
     selection = preparation.selection
     assert selection is not None, "it was thought of when the recipe was chosen"
-    changes = {"fine_tune": False, "fine_tune_note": reason}
+    lasting = isinstance(error, LASTING)
+    changes = {"fine_tune": not lasting, "fine_tune_note": reason_of(error)}
     return replace(preparation, selection=selection.model_copy(update=changes))
 
 

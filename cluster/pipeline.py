@@ -16,9 +16,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.companions import companions, model_beside, without_fine_tune, works
+from cluster.companions import (
+    companions,
+    model_beside,
+    with_fine_tune,
+    without_fine_tune,
+    works,
+)
 from cluster.connection import Workplace
-from cluster.failures import FAILURES, LASTING, reason_of
+from cluster.failures import FAILURES, reason_of
 from cluster.job_context import refuse_temporary
 from cluster.manifest import manifest_of, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
@@ -37,12 +43,12 @@ from cluster.turn import has_work, in_turn
 from cluster.workload import training_of
 from gencls_core.config import RecipeConfig, ResolvedTraining, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
-from gencls_core.ensemble import FINE_TUNE
+from gencls_core.ensemble import FINE_TUNE, LIGHT
 from gencls_core.errors import GenclsError, IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory, system_of
-from gencls_core.systems.names import BASELINE, system_title
+from gencls_core.systems.names import system_title
 
 __all__ = ["prepare", "run_all", "train_models"]
 
@@ -159,7 +165,7 @@ def _work(
     preparation: Preparation, place: Workplace, lease: Lease, started: float, *, score: bool
 ) -> Iterator[Event]:
     """Do what is missing, and keep `run.json` true whatever happens."""
-    run = preparation.run
+    run, preparation = preparation.run, with_fine_tune(preparation)
     previous = previous_manifest(run)
     beside, lacking = model_beside(preparation) if score else (None, None)
     manifest = _begin(preparation, previous, beside)
@@ -172,17 +178,14 @@ def _work(
             preparation = yield from choose_recipe(preparation, place, lease, scores=score)
             beside, lacking = model_beside(preparation) if score else (None, None)
             manifest = _begin(preparation, previous, beside)
-        if lacking:
-            yield Note(f"{system_title(FINE_TUNE)} is left out: {lacking}")
-        failed: list[GenclsError] = []
+        failed: list[GenclsError] = [lacking] if lacking else []
         for event in _stages(preparation, beside, place, lease, failed, score=score):
             worked = worked or not isinstance(event, ClassReused | StageStarted)
             yield event
         for error in failed:
             yield Note(f"{system_title(FINE_TUNE)} is left out: {reason_of(error)}")
-            if isinstance(error, LASTING):
-                preparation = without_fine_tune(preparation, reason_of(error))
-                manifest = manifest_of(preparation, previous)
+            preparation = without_fine_tune(preparation, error)
+            manifest = manifest_of(preparation, previous)
         status = "finished"
     except IncompleteError:
         status = "incomplete"
@@ -282,8 +285,9 @@ def _stages(
         return
     yield from score_stage(preparation, place, lease)
     lease.check()
-    if not preparation.config.baseline and BASELINE not in companions(preparation):
-        preparation.run.scores.retire(BASELINE, ())
+    if not preparation.config.baseline:
+        for name in set(LIGHT) - set(companions(preparation)):
+            preparation.run.scores.retire(name, ())
     yield from baseline_stage(preparation, lease)
     if beside is None:
         return

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from cluster.choice import Choice, parts_are_scored, why_not_chosen_by
-from cluster.choice_report import key_of, untried
+from cluster.choice_report import failed_under, key_of, untried
 from cluster.connection import Workplace
 from cluster.cross_validation import parts_of
 from cluster.manifest import previous_manifest
@@ -29,6 +29,7 @@ from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.events import Event, Note
 from gencls_core.ownership import Lease
+from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
 from gencls_core.selection import RECORD, Candidate, candidates_of, is_part_name
 from gencls_core.selection_report import SelectionReport
@@ -73,7 +74,8 @@ def prepare_open(
                 ways = (True,) if scores else (True, False)
                 known = report.key in {key_of(config, found, scores=way) for way in ways}
                 made_up = replace(found, selection=report)
-                if known and not report.passing and (not scores or parts_are_scored(made_up)):
+                lasts = report.failed_under in (None, failed_under(config))
+                if known and (not scores or (lasts and parts_are_scored(made_up))):
                     return made_up
     return prepared(candidates[0])
 
@@ -113,7 +115,14 @@ def _clear(run: RunDirectory, lease: Lease) -> None:
         lease.check()
         if (folder / RECORD).exists():
             drop_models(folder)
-            if "failed" in read_json(folder / RECORD):
+            if _is_of_a_failure(folder):
                 remove_tree(folder / "validation-scores")
         elif not is_part_name(folder.name):
             remove_tree(folder)
+
+
+def _is_of_a_failure(folder: Location) -> bool:
+    try:
+        return "failed" in read_json(folder / RECORD)
+    except ValueError:  # torn
+        return True

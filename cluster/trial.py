@@ -139,6 +139,11 @@ class Trial:
         names = [name for _, name in self.preparation.wanted_models()]
         return {name: self.preparation.digest_of(name) for name in names}
 
+    @property
+    def _named(self) -> dict[str, Any]:
+        """Say in a record what was trained, and how."""
+        return {"models": self.digests, "judged": self.preparation.judged}
+
     def before(self) -> Outcome | str | None:
         """Give what came out earlier, or why it failed; None where it was not tried, or not to
         its end."""
@@ -146,7 +151,8 @@ class Trial:
             record = read_json(self.preparation.run.path / RECORD)
         except (FileNotFoundError, ValueError):
             return None
-        if record.get("models") != self.digests:
+        wanted = (self.digests, self.preparation.judged)
+        if (record.get("models"), record.get("judged", False)) != wanted:
             return None
         return record["failed"] if "failed" in record else self._outcome(record)
 
@@ -164,7 +170,8 @@ class Trial:
             record = yield from self._tried(place, lease)
         except LASTING as error:
             lease.check()
-            write_json(place_of_record, {"models": self.digests, "failed": reason_of(error)})
+            failed = {"failed": reason_of(error)}
+            write_json(place_of_record, {**self._named, **failed})
             raise
         lease.check()
         write_json(place_of_record, record)
@@ -190,7 +197,7 @@ class Trial:
         train_seconds = sum(map(_seconds_of, models))
         scoring = sum(record.seconds for record in run.validation_scores.records(system))
         return {
-            "models": self.digests,
+            **self._named,
             "train_seconds": round(train_seconds, 3),
             "seconds": round(train_seconds + scoring, 3),
             "epochs": max(model.training.epochs for model in models),

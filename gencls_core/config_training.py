@@ -153,7 +153,7 @@ class RecipeConfig(Section):
         ge=0,
         description="`--recipe auto` with fewer than 50 held-out texts, and 1,000 train texts at "
         "most: parts of a cross-validation by which recipes are judged and the calibration is "
-        "fitted, where the budget has time for it; 0 for none.",
+        "fitted, as many as the budget has time for; 0 for none.",
     )
     prefix: str = Field(
         "Topic: {class}\n",

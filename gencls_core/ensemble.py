@@ -48,12 +48,14 @@ __all__ = ["FINE_TUNE", "PoolFit", "companions_of", "fit_pool", "with_beside"]
 FINE_TUNE = "discriminative"
 LIGHT = (BASELINE, NBSVM)
 """Bags of words that `auto` tries."""
+MOST_OF_PAIRS = 20_000
+"""Train texts up to which `auto` tries NBSVM."""
 MIN_TEXTS = 16
 """With fewer held-out texts `auto` tries none: one is as good as another by chance."""
 
 
 def companions_of(
-    wanted: str | None, *, baseline: bool, fine_tune: bool, held_out: int
+    wanted: str | None, *, baseline: bool, fine_tune: bool, held_out: int, texts: int = 0
 ) -> tuple[str, ...]:
     """Give the systems that may stand beside the likelihoods, one of them in the end.
 
@@ -62,6 +64,8 @@ def companions_of(
         baseline: the setting; `auto` tries no bag of words where it is off.
         fine_tune: whether `auto` tries the fine-tune, too: where a budget has time for it.
         held_out: texts by which it could be weighted; `auto` does without where they are few.
+        texts: that are learned from; with many `auto` does without NBSVM, whose pairs of words
+            would fill the memory.
     """
     if not held_out or wanted in (None, "none"):
         return ()
@@ -69,7 +73,8 @@ def companions_of(
         return (str(wanted),)
     if held_out < MIN_TEXTS:
         return ()
-    return (*(LIGHT if baseline else ()), *((FINE_TUNE,) if fine_tune else ()))
+    light = LIGHT if texts <= MOST_OF_PAIRS else (BASELINE,)
+    return (*(light if baseline else ()), *((FINE_TUNE,) if fine_tune else ()))
 
 
 def with_beside(

@@ -67,9 +67,9 @@ class SelectionReport(ReportPart):
     fine_tune_note: str | None = Field(
         None, description="Why there is no such fine-tune, where it was thought of."
     )
-    passing: bool = Field(
-        False,
-        description="Whether something failed for want of memory or of a worker: the same command, "
-        "run again, chooses again.",
+    failed_under: str | None = Field(
+        None,
+        description="Where something failed for want of memory or of a worker: SHA-256 over the "
+        "compute settings. Under others the recipe is chosen again.",
     )
     trials: list[TrialReport] = Field(description="All recipes, the most promising first.")

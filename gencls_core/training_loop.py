@@ -89,9 +89,9 @@ def chosen_by_held_out(
 
     A few labels cannot tell one epoch from another; then the mean of epochs is kept, where there
     are two to average. A text's own likelihood says more: it is a sum over its tokens. Labels that
-    are to judge the model afterwards choose nothing.
+    are to judge the model afterwards choose nothing, nor do texts under them.
     """
-    if judged and objective.loss_per == "text":
+    if judged:
         return False
     averaged = math.ceil(config.epochs) - math.floor(config.epochs / 2)
     if config.average_weights and averaged > 1 and objective.loss_per == "text":

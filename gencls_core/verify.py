@@ -30,6 +30,7 @@ from gencls_core.ownership import _Other, own
 from gencls_core.remote_path import Location, store_failure
 from gencls_core.run import CLASS_LM, RunDirectory, system_of
 from gencls_core.scoring_job import model_names
+from gencls_core.selection import RECORD, part_name
 from gencls_core.storage import (
     TEMPORARY_NAME,
     children,
@@ -101,6 +102,7 @@ def verify(run: RunDirectory) -> Verification:
     for name, part in _parts(files, "candidates"):
         found_there = _candidate(run.path / "candidates" / name, part, classes, dataset)
         total.add(found_there, f"candidates/{name}/")
+    total.findings += _lost_parts(run, manifest, files)
     for name, part in _parts(files, "evaluations"):
         prefix = f"evaluations/{name}/"
         if not part:
@@ -146,6 +148,26 @@ def _candidate(
         checked.add(check_models(candidate, files, names, system, wanted=False))
     checked.add(_scores_of(candidate, files, classes, None, dataset))
     return checked
+
+
+def _lost_parts(
+    run: RunDirectory, manifest: Mapping[str, Any], files: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Find what a cross-validated calibration rests on and that is not there any more."""
+    made = manifest.get("selection") or {}
+    for number in range(made.get("parts", 0)):
+        place = f"candidates/{part_name(number)}/dataset/dataset.json"
+        if place not in files:
+            yield Finding("missing", place, "a part of the cross-validation")
+    for folder, models in made.get("part_models", {}).items():
+        place = f"candidates/{folder}/{RECORD}"
+        try:
+            there = read_json(run.path / place)["models"] if place in files else None
+        except (ValueError, KeyError, TypeError):
+            there = None
+        if there != models:
+            problem = "what a part of the cross-validation came to is lost, or of another choice"
+            yield Finding("missing", place, problem)
 
 
 def _trained_systems(files: Iterable[str], wanted: Sequence[str]) -> list[str]:

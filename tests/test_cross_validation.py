@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_fixtures import succeed
+from cluster_fixtures import gencls, succeed
 from model_fixtures import make_model_folder
 from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
 import cluster.trial
 import cluster.trial_costs
 from cluster.cross_validation import parts_of
-from cluster.pipeline import run_all, train_models
-from gencls_core.config import RunConfig
+from cluster.pipeline import prepare, run_all, train_models
+from cluster.selection import first_candidate
+from cluster.trial import Trial
+from gencls_core.config import RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset
 from gencls_core.datasets.parts import find_part, part_of_each, write_part
 from gencls_core.errors import ResourceError, TrainingError
@@ -29,6 +31,7 @@ from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import read_likelihoods
 from gencls_core.selection import RECORD
 from gencls_core.storage import files_below
+from gencls_core.training_loop import chosen_by_held_out
 
 
 @pytest.mark.parametrize("parts", [2, 4, 5])
@@ -324,21 +327,29 @@ def report_of(config: RunConfig) -> dict:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("lost", ["model", "light", "text"])
+@pytest.mark.parametrize("lost", ["model", "record", "light", "text"])
 def test_what_a_calibration_rests_on_is_made_again(again, lost):
     before = report_of(again)["calibration"]
     candidates = Path(again.output_dir) / "candidates"
     chosen = RunDirectory(Path(again.output_dir)).manifest()["selection"]["chosen"]
+    text = candidates / "part-1" / "dataset" / "validation.parquet"
     if lost == "text":
-        (candidates / "part-1" / "dataset" / "validation.parquet").unlink()
+        text.unlink()
+    elif lost == "record":
+        (candidates / f"{chosen}-part-1" / RECORD).write_text("{")
+        assert "is lost, or of another choice" in gencls("verify", str(again.output_dir))[1]
     else:
         folder = f"{chosen}-part-1" if lost == "model" else "part-1"
         store = RunDirectory(candidates / folder).validation_scores
         shard = store.shard_path(store.records(store.systems()[-1])[0].key)
         shard.write_bytes(b"torn" * (shard.stat().st_size // 4))
     events = list(run_all(again))
-    assert len(trained(events)) <= 3  # no recipe is tried but the one whose scores were lost
+    # Nothing is tried but what was lost: of the recipe that was taken, one part.
+    models = len(CLASSES) if chosen == "independent" else 1
+    assert len(trained(events)) == (models if lost in ("model", "record") else 0)
+    assert text.is_file()
     assert report_of(again)["calibration"] == before
+    assert "whole" in succeed("verify", str(again.output_dir))
     assert trained(list(run_all(again))) == []
 
 
@@ -439,10 +450,15 @@ def test_only_a_failure_that_would_come_again_is_kept(data, tmp_path, monkeypatc
     config = config_of(data, tmp_path / "run")
     list(run_all(config))
     selection = RunDirectory(tmp_path / "run").manifest()["selection"]
-    assert selection["passing"] is not lasting
+    assert (selection["failed_under"] is None) is lasting
     monkeypatch.undo()
-    assert trained(list(run_all(config))) == ([] if lasting else ["conditional-lm"] * 3)
-    assert not RunDirectory(tmp_path / "run").manifest()["selection"]["passing"]
+    # The same settings are no reason to try in vain again; others are.
+    assert trained(list(run_all(config))) == []
+    compute = config.compute.model_copy(update={"memory_gb": 9.0})
+    other = config.model_copy(update={"compute": compute})
+    assert trained(list(train_models(other))) == []
+    assert trained(list(run_all(other))) == ([] if lasting else ["conditional-lm"] * 3)
+    assert RunDirectory(tmp_path / "run").manifest()["selection"]["failed_under"] is None
     assert "whole" in succeed("verify", str(tmp_path / "run"))
 
 
@@ -454,3 +470,48 @@ def test_other_train_texts_leave_nothing_of_a_choice(again, data, tmp_path):
     list(run_all(again.model_copy(update={"data": source, "recipe": recipe})))
     assert not (Path(again.output_dir) / "candidates").exists()
     assert "whole" in succeed("verify", str(again.output_dir))
+
+
+@pytest.mark.ray
+def test_a_run_that_is_whole_needs_no_memory_for_its_parts(again):
+    """Its models of parts are gone, and are not planned for."""
+    compute = again.compute.model_copy(update={"concurrent_trainings": 40})
+    small = again.model_copy(update={"compute": compute})
+    assert trained(list(run_all(small))) == []
+
+
+def test_labels_that_judge_choose_nothing():
+    class Held:
+        held_out, loss_per = 90, "text"
+
+    training = TrainingConfig(epochs=4).resolved(
+        all_classes=True, compares=True, adapter=False, texts=300
+    )
+    assert chosen_by_held_out(Held(), training)
+    assert not chosen_by_held_out(Held(), training, judged=True)
+    Held.loss_per = "token"
+    assert not chosen_by_held_out(Held(), training, judged=True)
+
+
+@pytest.mark.ray
+def test_trainings_on_parts_are_judged_by_them(chosen, data):
+    config = config_of(data, chosen[0])
+    whole = prepare(config)
+    part = Dataset.open(chosen[0] / "candidates" / "part-0" / "dataset")
+    settings = first_candidate(config)
+    for dataset, judged in ((None, False), (part, True)):
+        trial = Trial.of("new", settings, whole, dataset=dataset)
+        assert {task.judged for task in trial.preparation.training_tasks()} == {judged}
+
+
+@pytest.mark.ray
+def test_a_system_that_the_choice_did_without_is_calibrated_on_what_was_held_out(again):
+    run = RunDirectory(again.output_dir)
+    manifest = run.manifest()
+    models = manifest["selection"]["part_models"]
+    manifest["selection"]["part_models"] = {
+        folder: digests for folder, digests in models.items() if "discriminative" not in folder
+    }
+    run.write_manifest(manifest)
+    found = infer(run, system="discriminative", ensemble="none")
+    assert len(found.fit.texts) == run.dataset().held_out

@@ -253,6 +253,12 @@ def test_sure_mistakes_are_bounded_by_the_other_system():
     assert together <= other - math.log(pool.shares[1])
 
 
+def test_many_texts_are_no_business_of_pairs_of_words():
+    many = companions_of("auto", baseline=True, fine_tune=False, held_out=99, texts=20_001)
+    assert many == ("tfidf",)
+    assert companions_of("nbsvm", baseline=True, fine_tune=False, held_out=9, texts=20_001)
+
+
 @pytest.mark.parametrize(
     ("wanted", "baseline", "fine_tune", "held_out", "systems"),
     [

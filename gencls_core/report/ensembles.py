@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gencls_core.ensemble import FINE_TUNE, companions_of
+from gencls_core.ensemble import FINE_TUNE, LIGHT, companions_of
 from gencls_core.errors import DataError, StoreError
 from gencls_core.report.fitting import CalibrationFit, Companion, EnsembleFit, Fitter
 from gencls_core.run import RunDirectory, system_of
@@ -90,13 +90,17 @@ def _systems(
     fitter: Fitter, alone: CalibrationFit, manifest: dict[str, Any], ensemble: str | None
 ) -> tuple[str, ...]:
     """Give the second systems that are to be tried."""
-    chosen = fitter.selection
+    wanted, chosen = _wanted(manifest, ensemble), fitter.selection
     judged = chosen is not None and chosen.parts > 0
-    return companions_of(
-        _wanted(manifest, ensemble),
+    systems = companions_of(
+        wanted,
         baseline=manifest["config"].get("baseline", True),
         fine_tune=fitter.tries_fine_tune,
         held_out=chosen.held_out_texts if chosen is not None and judged else len(alone.texts),
+    )
+    # `auto` asks those that the run has: it tries fewer where train texts are many.
+    return tuple(
+        name for name in systems if wanted != "auto" or name not in LIGHT or fitter.has_scored(name)
     )
 
 

@@ -87,17 +87,20 @@ class _HeldOut:
     other: ScoreStore
     learned_from: RunDirectory
     """Whose train texts the models know."""
-    models: dict[str, tuple[Location, dict[str, str]]]
-    """System → the folder of its training, and the models that the calibration is to rest on."""
+    models: dict[str, tuple[Location, dict[str, str] | None]]
+    """System → the folder of its training, and the models that the calibration is to rest on; None
+    where the choice had none of it."""
 
     def read(self, system: str, classes: tuple[str, ...]) -> LikelihoodMatrix | None:
         """Give what a system says of them; None where it scored none."""
         if system in self.models:
             folder, models = self.models[system]
+            if models is None:
+                return None
             try:
                 there = read_json(folder / RECORD).get("models")
             except (FileNotFoundError, ValueError):
-                there = None
+                raise StoreError(f"what {folder.name} came to is lost") from None
             if there != models:
                 raise StoreError(
                     f"{folder.name} was made anew by a choice of a recipe that has not come to its "
@@ -131,6 +134,12 @@ class Fitter:
         """Whether the run chose its recipe, and had time for a fine-tune beside."""
         return self.selection is not None and self.selection.fine_tune
 
+    def has_scored(self, system: str) -> bool:
+        """Say whether a system has scored any held-out text."""
+        stores = [run.validation_scores for run in (self.run, self.origin)]
+        stores += [part.stores.get(system, part.other) for part in self._parts]
+        return any(store.records(system) for store in stores)
+
     def _validation(self, system: str) -> LikelihoodMatrix | None:
         """Give what a system says of the validation texts; None where it scored none."""
         for directory in (self.run, self.origin):
@@ -154,7 +163,7 @@ class Fitter:
                 folder = part_name(number, name)
                 trained = RunDirectory(self.origin.candidate_path(folder))
                 stores[system] = trained.validation_scores
-                models[system] = (trained.path, chosen.part_models.get(folder, {}))
+                models[system] = (trained.path, chosen.part_models.get(folder))
             found.append(_HeldOut(stores, part.validation_scores, part, models))
         return found
 
