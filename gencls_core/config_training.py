@@ -138,7 +138,7 @@ class RecipeConfig(Section):
         "independent",
         description="`independent`: a language model per class, the original method; "
         "`conditional`: one model for all, which reads the class before the text; `joint`: the "
-        "same, tuned to tell the classes apart; `auto`: the one of them that does best on held-out "
+        "same, tuned to tell the classes apart; `auto`: the first of them that cannot be told from the best by held-out "
         "texts, as far as --budget lets them be tried. Default: `auto` where texts are scored, too "
         "(`gencls run`), `independent` for `gencls train`.",
     )

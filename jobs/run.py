@@ -29,7 +29,8 @@ __all__ = [
 baseline_option = click.option(
     "--baseline/--no-baseline",
     default=None,
-    help="Also train TF-IDF with logistic regression on the same split.",
+    help="Also train TF-IDF with logistic regression on the same split; without it, `--ensemble "
+    "auto` tries no bag of words.",
 )
 
 OF_RECIPES = {
@@ -73,8 +74,8 @@ def run_options(command: Any) -> Any:
 def run_command(run_file: Path | None, **flags: Any) -> None:
     """Train class models, score the test texts under them, and report.
 
-    A language model per class, or one for all classes, as --recipe says; by default what does best
-    on held-out texts. RUN_FILE is a TOML file (see `gencls init`); flags override it. The same
+    A language model per class, or one for all classes, as --recipe says; by default the first
+    recipe that held-out texts cannot tell from the best. RUN_FILE is a TOML file (see `gencls init`); flags override it. The same
     command again goes on where it was interrupted, and does nothing that is done.
 
     \b
