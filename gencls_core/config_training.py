@@ -138,9 +138,9 @@ class RecipeConfig(Section):
         "independent",
         description="`independent`: a language model per class, the original method; "
         "`conditional`: one model for all, which reads the class before the text; `joint`: the "
-        "same, tuned to tell the classes apart; `auto`: the first of them that cannot be told from the best by held-out "
-        "texts, as far as --budget lets them be tried. Default: `auto` where texts are scored, too "
-        "(`gencls run`), `independent` for `gencls train`.",
+        "same, tuned to tell the classes apart; `auto`: the first of these, from the last on, that "
+        "held-out texts cannot tell from the best, as far as --budget lets them be tried. Default: "
+        "`auto` where texts are scored, too (`gencls run`), `independent` for `gencls train`.",
     )
     budget: str = Field(
         "10m",

@@ -75,8 +75,9 @@ def run_command(run_file: Path | None, **flags: Any) -> None:
     """Train class models, score the test texts under them, and report.
 
     A language model per class, or one for all classes, as --recipe says; by default the first
-    recipe that held-out texts cannot tell from the best. RUN_FILE is a TOML file (see `gencls init`); flags override it. The same
-    command again goes on where it was interrupted, and does nothing that is done.
+    recipe that held-out texts cannot tell from the best. RUN_FILE is a TOML file (see `gencls
+    init`); flags override it. The same command again goes on where it was interrupted, and does
+    nothing that is done.
 
     \b
       gencls run --data-dir data/imdb-classifier --model gpt2 --epochs 3 --output-dir runs/imdb
