@@ -142,7 +142,7 @@ def decided(fits: list[EnsembleFit], *, always: bool) -> EnsembleFit | None:
     verdict = judge([alone_N if fit is None else fit.fitted.together for fit in order])
     taken = order[verdict.chosen]
     if taken is not None:
-        better = verdict.chosen == verdict.best
+        better = taken.fitted.nll_together < taken.fitted.nll_alone
         reason = "are better predicted with it" if better else "do not speak against it"
         return replace(taken, taken=True, reason=f"held-out texts {reason}")
     nearest = min(fits, key=lambda fit: fit.fitted.nll_together)
