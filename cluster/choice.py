@@ -75,13 +75,12 @@ def parts_are_scored(preparation: Preparation) -> bool:
     assert made is not None, "it was chosen"
     if not made.parts:
         return True
-    parts = find_parts(preparation, made.cut_into)
+    parts = find_parts(preparation, made.parts, made.cut_into)
     if parts is None:
         return False
     names = companions(preparation)
     light = [name for name in names if name not in MODEL_SYSTEMS]
     models = [made.chosen, *(name for name in names if name in MODEL_SYSTEMS)]
-    parts = parts[: made.parts]
     if not all(part.is_scored_by(name, preparation.config) for name in light for part in parts):
         return False
     try:
@@ -219,7 +218,7 @@ class Choice:
             few = why_not_chosen_by(self._dataset)
             return f"{few}; of a part of a cross-validation, {takes(needed, left)}"
         self._costs = replace(self._costs, judged=judged)
-        self._parts = make_parts(self._first, self._costs.parts, self._lease)[:judged]
+        self._parts = make_parts(self._first, judged, self._costs.parts, self._lease)
         if judged < self._costs.parts:
             yield Note(
                 f"the budget has time to judge {counted(judged, 'part')} of {self._costs.parts}"

@@ -78,23 +78,23 @@ def judging_texts(dataset: Dataset, parts: int) -> int:
     return dataset.split("train").rows if parts else dataset.held_out
 
 
-def make_parts(first: Preparation, parts: int, lease: Lease) -> list[Part]:
-    """Write the parts of a run's train texts, where they are not there yet."""
+def make_parts(first: Preparation, judged: int, cut_into: int, lease: Lease) -> list[Part]:
+    """Write the parts that are judged of a run's train texts, where they are not there yet."""
     found = []
-    for number in range(parts):
+    for number in range(judged):
         lease.check()
         run, seed = _place_of(first, number)
-        dataset = write_part(first.dataset, number, parts, seed, run.dataset_path)
+        dataset = write_part(first.dataset, number, cut_into, seed, run.dataset_path)
         found.append(Part(number, dataset, run))
     return found
 
 
-def find_parts(first: Preparation, parts: int) -> list[Part] | None:
+def find_parts(first: Preparation, judged: int, cut_into: int) -> list[Part] | None:
     """Give the parts that `make_parts` has written; None where they are not all there."""
     found = []
-    for number in range(parts):
+    for number in range(judged):
         run, seed = _place_of(first, number)
-        dataset = find_part(first.dataset, number, parts, seed, run.dataset_path)
+        dataset = find_part(first.dataset, number, cut_into, seed, run.dataset_path)
         if dataset is None:
             return None
         found.append(Part(number, dataset, run))
