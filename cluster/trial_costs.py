@@ -89,7 +89,8 @@ class Costs:
         return (self._second_a_pass(candidate, outcome) * work + scoring) * self._with_last
 
     def _passes(self, candidate: Candidate) -> float:
-        return candidate.passes(self.config.recipe.compared(len(self.dataset.classes)))
+        recipe, classes = self.config.recipe, len(self.dataset.classes)
+        return candidate.passes(recipe.compared(classes), recipe.learned_from(classes))
 
     def _tokens(self, candidate: Candidate, outcome: Outcome) -> float:
         """Give the tokens of an average text that a candidate learns from."""

@@ -173,10 +173,19 @@ class RecipeConfig(Section):
         description="Joint tuning compares a text's own class with the others, drawn anew in each "
         "epoch where there are more than this many in all.",
     )
+    learned_classes: Annotated[int, Field(ge=2)] = Field(
+        4,
+        description="Of the classes that joint tuning compares a text under, a step learns from "
+        "its own and others, so many in all, drawn by the probability that the model gives them.",
+    )
 
     def compared(self, classes: int) -> int:
         """Give how many of so many classes joint tuning compares a text under."""
         return min(self.compared_classes, classes)
+
+    def learned_from(self, classes: int) -> int:
+        """Give under how many of them, at the most, a step learns from a text."""
+        return min(self.learned_classes, self.compared(classes))
 
     @property
     def system(self) -> str:

@@ -91,6 +91,9 @@ def training_digest(
     if objective == "joint":
         compared = recipe.compared(len(dataset.classes))
         parts["joint"] = [recipe.lm_weight, recipe.tuned_tokens, compared]
+        learned_from = recipe.learned_from(len(dataset.classes))
+        if learned_from < compared:
+            parts["joint"].append(learned_from)
     return digest_of(parts)
 
 

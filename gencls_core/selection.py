@@ -62,15 +62,15 @@ class Candidate:
             update={"recipe": recipe, "training": training, "posterior": posterior}
         )
 
-    def passes(self, compared: int) -> float:
+    def passes(self, compared: int, learned_from: int) -> float:
         """Estimate what a token of a train text costs in an epoch, in forward passes.
 
         A step forward and backward costs three. Joint tuning scores a text under each compared
-        class, then trains on its own and, as a rule, on some of the others.
+        class, then learns from its own and, as a rule, half of the others that it may learn from.
         """
         if self.recipe != "joint":
             return 3.0
-        return compared + 3.0 * (1.0 + (compared - 1) / 2)
+        return compared + 3.0 * (1.0 + (learned_from - 1) / 2)
 
 
 RECORD = "candidate.json"

@@ -35,7 +35,7 @@ baseline_option = click.option(
 
 OF_RECIPES = {
     ("auto", "conditional", "joint"): {"prefix", "class_words"},
-    ("auto", "joint"): {"lm_weight", "tuned_tokens", "compared_classes"},
+    ("auto", "joint"): {"lm_weight", "tuned_tokens", "compared_classes", "learned_classes"},
     ("auto",): {"budget", "folds"},
 }
 """Recipes, and the settings that only they read."""

@@ -178,6 +178,28 @@ def test_of_many_classes_the_own_one_and_a_few_others_are_compared(base, tmp_pat
     assert counts.min() > 0.7 * counts.mean()
 
 
+def test_of_the_compared_classes_a_few_are_drawn_and_stand_for_all(base, tmp_path, monkeypatch):
+    """The loss is that of all, and each weight is that of all in the mean of many draws."""
+    monkeypatch.setattr(joint, "NEGLIGIBLE", 0.0)
+    numbers = list(range(len(TEXTS)))
+
+    def passed(learned: int, epoch: int):
+        recipe = RecipeConfig(tuned_tokens=24, learned_classes=learned)
+        objective = load_objective(task_of(base, tmp_path / "model", recipe=recipe))
+        return objective, list(objective.passes(numbers, 1000, epoch))
+
+    everything, [whole] = passed(3, 0)
+    drawing, [part] = passed(2, 0)
+    assert len(whole.windows) == 3 * len(TEXTS)
+    assert len(part.windows) == 2 * len(TEXTS)
+    assert drawing.loss(part).item() == pytest.approx(everything.loss(whole).item(), rel=1e-5)
+    weights_MK = np.array([[0.7, -0.4, -0.0, -0.2, -0.1], [0.3, -0.0, -0.3, -0.0, -0.0]])
+    draws = [drawing._what_counts(weights_MK, [4, 7], epoch) for epoch in range(4000)]
+    assert all(((draw[:, 1:] != 0).sum(axis=1) <= 1).all() for draw in draws)
+    np.testing.assert_allclose(np.mean(draws, axis=0), weights_MK, atol=0.02)
+    np.testing.assert_array_equal(draws[5], drawing._what_counts(weights_MK, [4, 7], 5))
+
+
 @pytest.mark.parametrize("system", [ConditionalLm(), JointLm()])
 @pytest.mark.parametrize("lora_rank", [None, 2])
 def test_a_trained_model_scores_exactly_after_its_prefixes(base, system, lora_rank, tmp_path):

@@ -17,8 +17,10 @@ in the loss's gradient,
 
 then those whose weight counts as Σ −w_c · S_c, in passes as small as need be. The gradient is the
 loss's own, the memory that of a pass however many classes there are, and what is told apart
-already costs no more than a language model's training. Dropout, where a model has it, is off in the
-first pass and on in the second: weights are those of the whole model.
+already costs no more than a language model's training. Where many classes count, some of them are
+drawn, each as often as its weight is large, and share the weight of all: the expected gradient is
+the same. Dropout, where a model has it, is off in the first pass and on in the second: weights are
+those of the whole model.
 
 Shapes: M texts, K compared classes.
 """
@@ -74,11 +76,18 @@ class JointObjective(OfTexts[CausalLM, LabelledText]):
     loss_per = "text"
 
     def __init__(
-        self, loaded: PrefixedTexts, *, lm_weight: float, compared: int, seed: int
+        self,
+        loaded: PrefixedTexts,
+        *,
+        lm_weight: float,
+        compared: int,
+        learned_from: int,
+        seed: int,
     ) -> None:
         super().__init__(loaded.lm, loaded.texts, loaded.held_out)
         self._loaded = loaded
         self._compared = compared
+        self._others = learned_from - 1
         self._seed = seed
         mean_length = float(np.mean([len(text) for text in loaded.texts]))
         self._scale = mean_length**-0.5
@@ -96,6 +105,7 @@ class JointObjective(OfTexts[CausalLM, LabelledText]):
             PrefixedTexts.of(task, first_tokens=task.recipe.tuned_tokens),
             lm_weight=task.recipe.lm_weight,
             compared=task.recipe.compared(len(task.classes)),
+            learned_from=task.recipe.learned_from(len(task.classes)),
             seed=task.training.seed,
         )
 
@@ -109,9 +119,9 @@ class JointObjective(OfTexts[CausalLM, LabelledText]):
         scores_MK = self._scores(texts_M, classes_MK, tokens)
         model.train(training)
         losses_M, weights_MK = self._weights(texts_M, classes_MK, scores_MK)
-        # The own class stands first, and always counts: the language model learns from it.
-        counts_MK = np.abs(weights_MK) >= NEGLIGIBLE * self._scale
-        counts_MK[:, 0] = True
+        weights_MK = self._what_counts(weights_MK, numbers, epoch)
+        counts_MK = weights_MK != 0.0
+        counts_MK[:, 0] = True  # the language model learns from it
         rows, columns = counts_MK.nonzero()
         prefixes = self._loaded.prefixes
         texts = [
@@ -165,6 +175,30 @@ class JointObjective(OfTexts[CausalLM, LabelledText]):
                 others = np.sort(draw.choice(others, self._compared - 1, replace=False))
             rows.append([text.label, *others])
         return np.array(rows, dtype=np.int64).reshape(len(rows), self._compared)
+
+    def _what_counts(
+        self, weights_MK: NDArray[np.float64], numbers: Sequence[int], epoch: int
+    ) -> NDArray[np.float64]:
+        """Give weights [M, K] with zeros for the other classes that a step does not learn from.
+
+        More than are to be learned from are drawn by systematic sampling: each as often, in the
+        mean, as is its part of their weight, which is what the importance sampling of a gradient
+        takes for least variance (Bengio & Senécal 2008, Adaptive Importance Sampling to Accelerate
+        Training of a Neural Probabilistic Language Model). The own class stands first, and stays.
+        """
+        kept_MK = np.where(np.abs(weights_MK) < NEGLIGIBLE * self._scale, 0.0, weights_MK)
+        kept_MK[:, 0] = weights_MK[:, 0]
+        for weights_K, number in zip(kept_MK, numbers, strict=True):
+            others = weights_K[1:]
+            count, (possible,) = self._others, others.nonzero()
+            if len(possible) <= count:
+                continue
+            ends = others[possible].cumsum() / others.sum()
+            draw = np.random.default_rng([self._seed, epoch + 1, number, count])
+            places = (draw.random() + np.arange(count)) / count
+            drawn = possible[np.searchsorted(ends[:-1], places, side="right")]
+            others[:] = np.bincount(drawn, minlength=len(others)) * (others.sum() / count)
+        return kept_MK
 
     def _scores(
         self, texts_M: Sequence[LabelledText], classes_MK: NDArray[np.int64], tokens: int
