@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from cluster.cross_validation import parts_of
+from cluster.cross_validation import Part, parts_of
+from cluster.failures import LASTING
 from cluster.preparation import Preparation
 from cluster.trial import Outcome
-from cluster.trial_costs import training_of_candidate
+from cluster.trial_costs import Costs, training_of_candidate
 from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.ensemble import FINE_TUNE
-from gencls_core.errors import counted
+from gencls_core.errors import GenclsError, counted
 from gencls_core.selection import Candidate, Verdict, candidates_of, judge
 from gencls_core.selection_report import SelectionReport, TrialReport
 from gencls_core.storage import digest_of
 
-__all__ = ["choice_report", "failed_under", "key_of", "untried", "wants_fine_tune"]
+__all__ = ["Tried", "choice_report", "failed_under", "key_of", "untried", "wants_fine_tune"]
 
 
 def wants_fine_tune(config: RunConfig) -> bool:
@@ -62,64 +64,99 @@ def failed_under(config: RunConfig) -> str:
     return digest_of(config.compute.model_dump(mode="json"))
 
 
-def untried(
-    config: RunConfig, first: Preparation, reason: str, *, scores: bool, passing: bool = False
-) -> SelectionReport:
+@dataclass
+class Tried:
+    """What a choice has come to so far."""
+
+    first: Preparation
+    """The run with its first candidate."""
+    scores: bool
+    """Whether texts are scored, too."""
+    costs: Costs
+    parts: list[Part] = field(default_factory=list)
+    """Of a cross-validation that judge; none where held-out texts do."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """Of the candidates that were tried, in order."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Candidate → why it was not tried."""
+    part_models: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    """Candidate, or fine-tune → folder of each part → class (or nothing) → digest."""
+    errors: dict[str, GenclsError] = field(default_factory=dict)
+    """Candidate, or second system → what went wrong just now."""
+    spent: float = 0.0
+    """Seconds."""
+    kept_free: float = 0.0
+    """Seconds of the fine-tune that is to stand beside; 0 for none."""
+    fine_tune_note: str | None = None
+    """Why there is none, where it was thought of."""
+
+    @property
+    def config(self) -> RunConfig:
+        """What was asked for."""
+        return self.costs.config
+
+    @property
+    def judging(self) -> int:
+        """Texts that recipes are judged by."""
+        if not self.parts:
+            return self.first.dataset.held_out
+        return sum(part.dataset.held_out for part in self.parts)
+
+    @property
+    def left(self) -> float:
+        """Seconds that remain of the budget."""
+        return self.costs.left(self.spent)
+
+    def took(self, found: Outcome) -> None:
+        """Count what a training and its scores took; the first may set the budget."""
+        self.spent += found.seconds
+        if not self.costs.first:
+            self.costs = replace(self.costs, first=found.seconds)
+
+    def report(self, chosen: Candidate, reason: str, trials: list[TrialReport]) -> SelectionReport:
+        """Say what is taken and why."""
+        # What may not fail again is tried again under other settings.
+        passing = any(not isinstance(error, LASTING) for error in self.errors.values())
+        return SelectionReport(
+            key=key_of(self.config, self.first, scores=self.scores),
+            failed_under=failed_under(self.config) if passing else None,
+            budget_seconds=self.costs.budget,
+            held_out_texts=self.judging,
+            parts=len(self.parts),
+            cut_into=self.costs.parts if self.parts else 0,
+            part_models={
+                folder: models
+                for name in (chosen.name, FINE_TUNE)
+                for folder, models in self.part_models.get(name, {}).items()
+            },
+            chosen=chosen.name,
+            rate_chosen=chosen.learning_rate is not None,
+            reason=reason,
+            fine_tune=self.kept_free > 0,
+            fine_tune_note=self.fine_tune_note,
+            trials=trials,
+        )
+
+
+def untried(tried: Tried, reason: str) -> SelectionReport:
     """Say that the first recipe was taken without a trial."""
-    candidates = candidates_of(config)
-    return SelectionReport(
-        key=key_of(config, first, scores=scores),
-        failed_under=failed_under(config) if passing else None,
-        budget_seconds=config.recipe.budget_seconds,
-        held_out_texts=first.dataset.held_out,
-        chosen=candidates[0].name,
-        rate_chosen=candidates[0].learning_rate is not None,
-        reason=f"{reason}, so the first was taken",
-        trials=[
-            _row(candidate, config, first, "not tried" if number else None)
-            for number, candidate in enumerate(candidates)
-        ],
-    )
+    rows = [
+        _row(candidate, tried, "not tried" if number else None)
+        for number, candidate in enumerate(tried.costs.candidates)
+    ]
+    nothing = replace(tried, parts=[], part_models={}, kept_free=0.0, fine_tune_note=None)
+    return nothing.report(tried.costs.candidates[0], f"{reason}, so the first was taken", rows)
 
 
-def choice_report(
-    config: RunConfig,
-    first: Preparation,
-    outcomes: Mapping[str, Outcome],
-    left_out: Mapping[str, str],
-    *,
-    texts: int,
-    parts: int,
-    cut_into: int,
-    part_models: Mapping[str, Mapping[str, dict[str, str]]],
-    fine_tune: bool,
-    fine_tune_note: str | None,
-    passing: bool,
-    scores: bool,
-) -> SelectionReport:
-    """Judge what was tried, and say what is taken and why.
-
-    Args:
-        config: what was asked for.
-        first: the run with its first candidate.
-        outcomes: of the candidates that were tried, in order.
-        left_out: why others were not.
-        texts: that judge.
-        parts: of a cross-validation that were judged; 0 where held-out texts judge.
-        cut_into: parts that the train texts were cut into.
-        part_models: candidate, or fine-tune → folder of each part → class → digest.
-        fine_tune: whether there is time for a fine-tune beside.
-        fine_tune_note: why not, where it was thought of.
-        passing: whether something failed that may not fail again.
-        scores: whether texts are scored, too.
-    """
-    tried, judged = list(outcomes), list(outcomes.values())
-    verdict = judge([outcome.nll for outcome in judged])
+def choice_report(tried: Tried) -> SelectionReport:
+    """Judge what was tried, and say what is taken and why."""
+    outcomes, names = tried.outcomes, list(tried.outcomes)
+    verdict = judge([outcome.nll for outcome in outcomes.values()])
     rows = []
-    for candidate in candidates_of(config):
-        row = _row(candidate, config, first, left_out.get(candidate.name, "not tried"))
+    for candidate in tried.costs.candidates:
+        row = _row(candidate, tried, tried.left_out.get(candidate.name, "not tried"))
         if candidate.name in outcomes:
-            number, outcome = tried.index(candidate.name), outcomes[candidate.name]
+            number, outcome = names.index(candidate.name), outcomes[candidate.name]
             figures = {
                 "nll": verdict.means[number],
                 "above_best": verdict.differences[number],
@@ -131,41 +168,21 @@ def choice_report(
             }
             row = row.model_copy(update=figures)
         rows.append(row)
-    chosen = tried[verdict.chosen]
-    reason = _reason(tried, left_out, verdict)
-    if texts < MIN_HELD_OUT:
-        judging = "judged train text" if parts < cut_into else "train text"
-        few = f"{counted(texts, judging)} cannot tell recipes apart"
-        reason = f"{few}, so the first was taken"
-    rates = {candidate.name: candidate.learning_rate for candidate in candidates_of(config)}
-    return SelectionReport(
-        key=key_of(config, first, scores=scores),
-        failed_under=failed_under(config) if passing else None,
-        budget_seconds=config.recipe.budget_seconds,
-        held_out_texts=texts,
-        parts=parts,
-        cut_into=cut_into,
-        part_models={
-            folder: models
-            for name in (chosen, FINE_TUNE)
-            for folder, models in part_models.get(name, {}).items()
-        },
-        chosen=chosen,
-        rate_chosen=rates[chosen] is not None,
-        reason=reason,
-        fine_tune=fine_tune,
-        fine_tune_note=fine_tune_note,
-        trials=rows,
-    )
+    chosen = next(c for c in tried.costs.candidates if c.name == names[verdict.chosen])
+    reason = _reason(names, tried.left_out, verdict)
+    if tried.judging < MIN_HELD_OUT:
+        fewer = tried.parts and len(tried.parts) < tried.costs.parts
+        texts = counted(tried.judging, "judged train text" if fewer else "train text")
+        reason = f"{texts} cannot tell recipes apart, so the first was taken"
+    return tried.report(chosen, reason, rows)
 
 
-def _row(
-    candidate: Candidate, config: RunConfig, first: Preparation, note: str | None
-) -> TrialReport:
+def _row(candidate: Candidate, tried: Tried, note: str | None) -> TrialReport:
+    training = training_of_candidate(candidate, tried.config, tried.first.dataset)
     return TrialReport(
         name=candidate.name,
         recipe=candidate.recipe,
-        learning_rate=training_of_candidate(candidate, config, first.dataset).learning_rate,
+        learning_rate=training.learning_rate,
         note=note,
     )
 

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from cluster.choice import Choice, parts_are_scored, why_not_chosen_by
-from cluster.choice_report import failed_under, key_of, untried
+from cluster.choice_report import Tried, failed_under, key_of, untried
 from cluster.connection import Workplace
 from cluster.cross_validation import parts_of
 from cluster.manifest import previous_manifest
@@ -25,6 +25,7 @@ from cluster.preparation import Preparation, prepare_run
 from cluster.resources import Budget
 from cluster.stages import base_stage
 from cluster.trial import drop_models
+from cluster.trial_costs import Costs
 from gencls_core.config import RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.events import Event, Note
@@ -98,7 +99,8 @@ def choose_recipe(
     if reason is not None and not parts:
         candidates = candidates_of(config)
         yield Note(f"nothing is chosen, recipe {candidates[0].name} is taken: {reason}")
-        return replace(first, selection=untried(config, first, reason, scores=scores))
+        tried = Tried(first, scores, Costs(config, first.dataset, candidates, 0, 0))
+        return replace(first, selection=untried(tried, reason))
     first = yield from base_stage(first, place)
     choice = Choice(first, config, parts, place, lease, scores=scores)
     report = yield from choice.made()

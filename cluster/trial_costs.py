@@ -48,10 +48,17 @@ class Costs:
     judge."""
     judged: int
     """Parts that are judged."""
+    first: float = 0.0
+    """Seconds that the first recipe took."""
+
+    @property
+    def budget(self) -> float:
+        """Seconds that all may take."""
+        return self.config.recipe.budget_seconds(self.first)
 
     def left(self, spent: float) -> float:
         """Give what remains of the budget."""
-        return self.config.recipe.budget_seconds - spent
+        return self.budget - spent
 
     @property
     def _with_last(self) -> float:

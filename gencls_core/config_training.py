@@ -127,6 +127,9 @@ RECIPES = {
 }
 """Recipe → the system that it makes. `auto` becomes one of them (`gencls_core.selection`)."""
 
+_LEAST_BUDGET, _TIMES_THE_FIRST = 600.0, 2.0
+"""Where none is given: what a small run may take, and what a long one may take longer."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([hms]?)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
 
@@ -142,11 +145,11 @@ class RecipeConfig(Section):
         "held-out texts cannot tell from the best, as far as --budget lets them be tried. Default: "
         "`auto` where texts are scored, too (`gencls run`), `independent` for `gencls train`.",
     )
-    budget: str = Field(
-        "10m",
-        description="`--recipe auto`: seconds of training and scoring that trying recipes may take "
+    budget: str | None = Field(
+        None,
+        description="`--recipe auto`: time of training and scoring that trying recipes may take "
         "in all (90s, 10m, 1h30m; starting processes is not counted); the first is trained however "
-        "long it takes.",
+        "long it takes. Default: 10m, or twice what the first takes.",
     )
     folds: int = Field(
         4,
@@ -192,15 +195,26 @@ class RecipeConfig(Section):
         """Name of the system that the recipe makes; `auto` has none until it has chosen."""
         return RECIPES[self.recipe]
 
-    @property
-    def budget_seconds(self) -> float:
-        """The budget in seconds."""
+    def budget_seconds(self, first: float) -> float:
+        """Give the budget in seconds.
+
+        Args:
+            first: seconds that the first recipe took.
+        """
+        if self.budget is None:
+            return max(_LEAST_BUDGET, _TIMES_THE_FIRST * first)
         return _seconds(self.budget)
+
+    @property
+    def budget_in_words(self) -> str:
+        """The budget before anything was tried."""
+        return self.budget or "10m, or twice what the first takes,"
 
     @field_validator("budget")
     @classmethod
-    def _is_duration(cls, value: str) -> str:
-        _seconds(value)
+    def _is_duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            _seconds(value)
         return value
 
     @field_validator("prefix")

@@ -90,10 +90,9 @@ def training_digest(
         parts["prefixes"] = list(prefixes)
     if objective == "joint":
         compared = recipe.compared(len(dataset.classes))
-        parts["joint"] = [recipe.lm_weight, recipe.tuned_tokens, compared]
         learned_from = recipe.learned_from(len(dataset.classes))
-        if learned_from < compared:
-            parts["joint"].append(learned_from)
+        drawn = [learned_from] if learned_from < compared else []
+        parts["joint"] = [recipe.lm_weight, recipe.tuned_tokens, compared, *drawn]
     return digest_of(parts)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+from scipy.special import betaln, ndtri
 
 from gencls_core.score_matrix import FloatArray, IntArray, LikelihoodMatrix, blocks_of
 
@@ -74,6 +74,8 @@ class Metrics:
     """Mean squared distance of the probabilities from the truth, summed over classes: 0 to 2."""
     ece: float
     """Expected calibration error, 0 to 1."""
+    ece_by_chance: float
+    """What it is in the mean for so many texts where each probability is right."""
     reliability: tuple[ReliabilityBin, ...]
 
 
@@ -130,6 +132,7 @@ def evaluate(
         nll=-float(rows.own_N.mean()),
         brier=float(rows.squared_N.mean()),
         ece=_expected_calibration_error(bins),
+        ece_by_chance=_calibration_error_by_chance(bins),
         reliability=bins,
     )
 
@@ -191,6 +194,26 @@ def _expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
         if found.confidence is not None and found.accuracy is not None
     ]
     return math.fsum(gaps) / sum(found.count for found in bins)
+
+
+def _calibration_error_by_chance(bins: Sequence[ReliabilityBin]) -> float:
+    """Give the mean error of labels drawn from the probabilities themselves.
+
+    Of few texts it is well above 0 (Vaicenavicius et al. 2019, Evaluating model calibration in
+    classification, draw them). Here each text of a bin has the bin's mean probability p, which
+    makes |right answers − n p| that of a binomial variable: 2 ν (1 − p) P(X = ν) in the mean, with
+    ν = ⌊n p⌋ + 1 (de Moivre 1730).
+    """
+    distances = []
+    for found in bins:
+        n, p = found.count, found.confidence
+        if p is None or p >= 1.0:
+            continue
+        above = min(math.floor(n * p) + 1, n)
+        log_choices = -math.log(n + 1) - float(betaln(n - above + 1, above + 1))
+        log_mass = log_choices + above * math.log(p) + (n - above) * math.log1p(-p)
+        distances.append(2 * above * (1 - p) * math.exp(log_mass))
+    return math.fsum(distances) / sum(found.count for found in bins)
 
 
 def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:

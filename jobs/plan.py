@@ -108,7 +108,7 @@ def _choice(preparation: Preparation) -> Iterator[str]:
         return
     first, *others = (candidate.name for candidate in candidates_of(preparation.asked))
     asked, dataset = preparation.asked, preparation.dataset
-    parts, budget = parts_of(asked, dataset), asked.recipe.budget
+    parts, budget = parts_of(asked, dataset), asked.recipe.budget_in_words
     count = judging_texts(dataset, parts)
     texts = f"{count:,} held-out texts"
     if parts:

@@ -47,6 +47,26 @@ def test_figures_by_hand() -> None:
     assert found.brier == pytest.approx(brier)
     # Four confidences in four bins of width 1/15.
     assert found.ece == pytest.approx((0.2 + 0.6 + 0.3 + 0.5) / 4)
+    # Each alone in its bin: |right − p| is 2 p (1 − p) in the mean.
+    chance = sum(2 * p * (1 - p) for p in (0.8, 0.6, 0.7, 0.5)) / 4
+    assert found.ece_by_chance == pytest.approx(chance)
+
+
+@pytest.mark.parametrize("texts", [7, 60, 2000])
+def test_a_calibration_error_by_chance_is_that_of_labels_drawn_from_the_probabilities(texts):
+    generator = np.random.default_rng(texts)
+    log_p_NC = np.log(generator.dirichlet([0.3] * 3, size=texts))
+    drawn = []
+    for _ in range(400):
+        labels_N = (generator.random((texts, 1)) > np.exp(log_p_NC).cumsum(axis=1)).sum(axis=1)
+        drawn.append(evaluate(log_p_NC, labels_N.clip(max=2), CLASSES).ece)
+    found = evaluate(log_p_NC, labels_N, CLASSES).ece_by_chance
+    assert found == pytest.approx(np.mean(drawn), rel=0.06)
+
+
+def test_nothing_is_off_by_chance_where_all_is_certain():
+    log_p_NC = np.log(np.array([[1.0, 0.0, 0.0]] * 3) + 1e-300)
+    assert evaluate(log_p_NC, np.array([0, 0, 0]), CLASSES).ece_by_chance == 0
 
 
 @pytest.mark.parametrize(("count", "classes"), [(1, 2), (3, 5), (200, 2), (500, 7), (40, 30)])

@@ -38,7 +38,13 @@ from gencls_core.storage import files_below
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("0.5h", 1800)]
 )
 def test_a_budget_is_a_length_of_time(text, seconds):
-    assert RecipeConfig(budget=text).budget_seconds == seconds
+    assert RecipeConfig(budget=text).budget_seconds(first=400.0) == seconds
+
+
+def test_the_default_budget_grows_with_what_the_first_recipe_takes():
+    """What stands beside a long training costs no more than it once more."""
+    assert RecipeConfig().budget_seconds(first=20.0) == 600
+    assert RecipeConfig().budget_seconds(first=3000.0) == 6000
 
 
 @pytest.mark.parametrize("text", ["", "soon", "10 parsecs", "-5m", "m10"])

@@ -145,6 +145,7 @@ def _report(
         nll=both(lambda m: m.nll),
         brier=both(lambda m: m.brier),
         ece=both(lambda m: m.ece),
+        ece_by_chance=both(lambda m: m.ece_by_chance),
         per_class=both(
             lambda m: {name: ClassReport(**asdict(of)) for name, of in m.per_class.items()}
         ),

@@ -106,6 +106,12 @@ def _figures(report: Report) -> list[_Figure]:
         ("NLL", "nats per text; lower is better", report.nll, words.nats),
         ("Brier score", "0 is perfect, 2 worst", report.brier, words.number),
         ("Calibration error", "expected, 15 bins; 0 is best", report.ece, words.number),
+        (
+            "… by chance",
+            "of so few texts, were each probability right",
+            report.ece_by_chance,
+            words.number,
+        ),
     ):
         figures.append(_Figure(name, meaning, shown(both.uncalibrated), shown(both.calibrated)))
     return figures

@@ -53,7 +53,8 @@ def _figures(report: Report) -> str:
         ("weighted F1", report.weighted_f1, words.number),
         ("NLL (nats per text)", report.nll, words.nats),
         ("Brier score", report.brier, words.number),
-        ("expected calibration error", report.ece, words.number),
+        ("expected calibration error (ECE)", report.ece, words.number),
+        ("ECE by chance, were each probability right", report.ece_by_chance, words.number),
     ):
         rows.append([name, shown(both.uncalibrated), shown(both.calibrated)])
     return table(["figure", "uncalibrated", "calibrated"], rows)

@@ -260,6 +260,10 @@ class Report(ReportPart):
     nll: Both[float] = Field(description="Mean −log P(true class | text), nats per text.")
     brier: Both[float] = Field(description="Mean squared error of the probabilities, 0 to 2.")
     ece: Both[float] = Field(description="Expected calibration error over 15 bins, 0 to 1.")
+    ece_by_chance: Both[float] = Field(
+        description="What that is in the mean of so many texts where each probability is right: "
+        "an error no larger shows nothing."
+    )
     per_class: Both[dict[str, ClassReport]] = Field(description="Figures of each class.")
     confusion: Both[list[list[int]]] = Field(
         description="Texts: rows are true classes, columns predicted ones."
