@@ -73,6 +73,7 @@ class _Lines:
         self._console = console
         self._told: dict[str, float] = {}
         self._rows: dict[str, tuple[int, int]] = {}
+        self._first_steps: dict[str, tuple[int, float]] = {}
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -118,13 +119,21 @@ class _Lines:
         return
 
     def class_trained(self, event: ClassTrained) -> None:
-        return
+        self._first_steps.pop(event.class_name, None)
 
     def training(self, event: TrainingProgress) -> None:
-        if self._due(event.class_name):
-            self.say(
-                f"  {event.class_name}: step {event.step}/{event.total_steps}, {_losses(event)}"
-            )
+        first, began = self._first_steps.setdefault(
+            event.class_name, (event.step, time.monotonic())
+        )
+        if not self._due(event.class_name):
+            return
+        left = ""
+        if event.step > first:
+            of_step = (time.monotonic() - began) / (event.step - first)
+            left = f", about {_duration(of_step * (event.total_steps - event.step))} left"
+        self.say(
+            f"  {event.class_name}: step {event.step}/{event.total_steps}, {_losses(event)}{left}"
+        )
 
     def shard(self, event: ShardCommitted) -> None:
         done, total = self._rows.get(event.split, (0, event.rows))
@@ -183,6 +192,7 @@ class _Bars(_Lines):
         self._drop(event.stage)
 
     def class_trained(self, event: ClassTrained) -> None:
+        super().class_trained(event)
         self._trained.add(event.class_name)
         self._drop(event.class_name)
 
