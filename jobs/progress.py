@@ -128,7 +128,7 @@ class _Lines:
         if not self._due(event.class_name):
             return
         left = ""
-        if event.step > first:
+        if first < event.step < event.total_steps:
             of_step = (time.monotonic() - began) / (event.step - first)
             left = f", about {_duration(of_step * (event.total_steps - event.step))} left"
         self.say(
