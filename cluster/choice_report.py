@@ -105,7 +105,7 @@ class Tried:
     @property
     def left(self) -> float:
         """Seconds that remain of the budget."""
-        return self.costs.left(self.spent)
+        return self.costs.budget - self.spent
 
     def took(self, found: Outcome) -> None:
         """Count what a training and its scores took; the first may set the budget."""
@@ -144,7 +144,7 @@ def untried(tried: Tried, reason: str) -> SelectionReport:
         _row(candidate, tried, "not tried" if number else None)
         for number, candidate in enumerate(tried.costs.candidates)
     ]
-    nothing = replace(tried, parts=[], part_models={}, kept_free=0.0, fine_tune_note=None)
+    nothing = replace(tried, parts=[], part_models={})
     return nothing.report(tried.costs.candidates[0], f"{reason}, so the first was taken", rows)
 
 

@@ -56,10 +56,6 @@ class Costs:
         """Seconds that all may take."""
         return self.config.recipe.budget_seconds(self.first)
 
-    def left(self, spent: float) -> float:
-        """Give what remains of the budget."""
-        return self.budget - spent
-
     @property
     def _with_last(self) -> float:
         """How much more it is to train on all texts at last, too, where parts were judged."""

@@ -112,6 +112,8 @@ class _Lines:
                 self.scoring(event)
 
     def stage_started(self, event: StageStarted) -> None:
+        if event.stage == "train":
+            self._first_steps.clear()  # another training's may have the same name
         if event.stage.startswith("score "):
             self._rows[event.stage.removeprefix("score ")] = (event.reused, event.total)
 
@@ -119,7 +121,7 @@ class _Lines:
         return
 
     def class_trained(self, event: ClassTrained) -> None:
-        self._first_steps.pop(event.class_name, None)
+        return
 
     def training(self, event: TrainingProgress) -> None:
         first, began = self._first_steps.setdefault(
@@ -192,7 +194,6 @@ class _Bars(_Lines):
         self._drop(event.stage)
 
     def class_trained(self, event: ClassTrained) -> None:
-        super().class_trained(event)
         self._trained.add(event.class_name)
         self._drop(event.class_name)
 
