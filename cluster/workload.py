@@ -12,17 +12,14 @@ from gencls_core.digests import shard_ranges
 from gencls_core.precision import Precision
 from gencls_core.prompts import prefixes_for, prompts_for
 from gencls_core.scoring_job import ModelSystem, names_classes
-from gencls_core.training_task import resolve_training
 
 __all__ = ["training_of", "workload_of"]
 
 
 def training_of(config: RunConfig, dataset: Dataset, system: ModelSystem) -> ResolvedTraining:
     """Give how a system's models are trained, with nothing left open."""
-    return resolve_training(
-        config.training,
+    return config.training.resolved(
         system.objective,
-        all_classes=not system.model_per_class,
         adapter=config.model.lora_rank is not None,
         texts=dataset.splits["train"].rows if "train" in dataset.splits else 0,
     )

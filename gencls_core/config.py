@@ -34,7 +34,9 @@ from gencls_core.config_sections import (
     SystemsConfig,
 )
 from gencls_core.config_training import (
+    COMPARING,
     MIN_HELD_OUT,
+    ObjectiveName,
     RecipeConfig,
     ResolvedTraining,
     TrainingConfig,
@@ -42,11 +44,13 @@ from gencls_core.config_training import (
 from gencls_core.remote_path import Location
 
 __all__ = [
+    "COMPARING",
     "MIN_HELD_OUT",
     "SECTIONS",
     "ComputeConfig",
     "DataConfig",
     "ModelConfig",
+    "ObjectiveName",
     "Place",
     "PosteriorConfig",
     "RecipeConfig",

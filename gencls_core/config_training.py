@@ -10,7 +10,20 @@ from pydantic import Field, field_validator
 
 from gencls_core.config_sections import Positive, Section, with_class
 
-__all__ = ["MIN_HELD_OUT", "RECIPES", "RecipeConfig", "ResolvedTraining", "TrainingConfig"]
+__all__ = [
+    "COMPARING",
+    "MIN_HELD_OUT",
+    "RECIPES",
+    "ObjectiveName",
+    "RecipeConfig",
+    "ResolvedTraining",
+    "TrainingConfig",
+]
+
+ObjectiveName = Literal["causal", "conditional", "joint", "masked", "classification"]
+
+COMPARING: frozenset[ObjectiveName | None] = frozenset({"joint", "classification"})
+"""Objectives that learn to tell classes apart."""
 
 MIN_HELD_OUT = 50
 """With fewer labelled held-out texts nothing is chosen by them: no epoch, recipe or ensemble."""
@@ -34,7 +47,12 @@ class TrainingConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="Peak learning rate; default: 5e-5, the original experiment's, and 1e-4 for a "
-        "model of all classes; of a LoRA adapter five times that.",
+        "language model of all classes; of a LoRA adapter five times that.",
+    )
+    head_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Learning rate of a discriminative fine-tune's new head, in multiples of "
+        "--learning-rate; default: 10, beside a LoRA adapter 2.",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Decay of the learning rate after the warm-up."
@@ -67,21 +85,21 @@ class TrainingConfig(Section):
     )
 
     def resolved(
-        self, *, all_classes: bool, compares: bool, adapter: bool, texts: int
+        self, objective: ObjectiveName | None, *, adapter: bool, texts: int
     ) -> ResolvedTraining:
         """Put in what the settings leave to the kind of model and the number of texts.
 
         Args:
-            all_classes: whether one model serves all classes.
-            compares: whether it learns to tell them apart.
+            objective: what it learns; None where nothing is trained.
             adapter: whether a LoRA adapter is trained instead of all weights.
-            texts: what it learns from.
+            texts: how many it learns from.
         """
+        compares = objective in COMPARING
         rate, epochs = self.learning_rate, self.epochs
         # Each step sees about so many texts, unless it is asked for tokens.
         batch = self.batch_size * self.gradient_accumulation
         if rate is None:
-            rate = (_RATE_OF_ALL if all_classes else _RATE) * (_RATE_OF_ADAPTER if adapter else 1)
+            rate = _RATES.get(objective, _RATE) * (_RATE_OF_ADAPTER if adapter else 1)
         if epochs is None:
             enough = math.ceil(_ENOUGH_STEPS * batch / max(texts, 1)) if compares else 0
             epochs = float(min(max(_EPOCHS, enough), _MOST_EPOCHS))
@@ -94,8 +112,15 @@ class TrainingConfig(Section):
         values = self.model_dump()
         average = compares if self.average_weights is None else self.average_weights
         values |= {"learning_rate": rate, "epochs": epochs, "warmup": warmup}
-        values |= {"average_weights": average}
+        values |= {"average_weights": average, "head_rate": self._head_rate(objective, adapter)}
         return ResolvedTraining(**values)
+
+    def _head_rate(self, objective: ObjectiveName | None, adapter: bool) -> float:
+        if objective != "classification":
+            return 1.0  # there is no head but the base's own
+        if self.head_rate is not None:
+            return self.head_rate
+        return _HEAD_RATE / _RATE_OF_ADAPTER if adapter else _HEAD_RATE
 
 
 class ResolvedTraining(TrainingConfig):
@@ -105,6 +130,7 @@ class ResolvedTraining(TrainingConfig):
     learning_rate: float
     warmup: float
     average_weights: bool = False
+    head_rate: float = 1.0
 
 
 _EPOCHS, _MOST_EPOCHS = 3, 10
@@ -115,7 +141,12 @@ _ENOUGH_WARMUP = 7
 """Steps before the full rate. With two, Adam's first steps, nearly as long for every weight, may
 lose what the base knows: its moments still rest on a handful of texts (Mosbach et al. 2021, On the
 Stability of Fine-tuning BERT)."""
-_RATE, _RATE_OF_ALL = 5e-5, 1e-4
+_RATE = 5e-5
+_RATES: dict[ObjectiveName | None, float] = {"conditional": 1e-4, "joint": 1e-4}
+_HEAD_RATE = 10.0
+"""Weights drawn at random have further to go than those that know the language: at the trunk's rate
+many classes stay untold in the few steps of a fine-tune, at the head's the trunk loses what it
+knows (docs/accuracy.md)."""
 _RATE_OF_ADAPTER = 5
 """An adapter wants a higher rate than all weights (Schulman et al. 2025, LoRA Without Regret)."""
 

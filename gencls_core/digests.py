@@ -13,6 +13,7 @@ from dataclasses import asdict
 from gencls_core.class_models import CLASS_MODEL_FORMAT
 from gencls_core.config import (
     ModelConfig,
+    ObjectiveName,
     RecipeConfig,
     ResolvedTraining,
     SequenceConfig,
@@ -24,7 +25,6 @@ from gencls_core.scores import SCORE_FORMAT
 from gencls_core.scoring_job import ScoringJob
 from gencls_core.scratch import SCRATCH_FORMAT, scratch_preset
 from gencls_core.storage import digest_of
-from gencls_core.training_task import ObjectiveName
 
 __all__ = ["scoring_digests", "scratch_digest", "shard_ranges", "training_digest"]
 
@@ -72,6 +72,9 @@ def training_digest(
     # Models that were trained before there was a mean are those trained without.
     if not settings["average_weights"]:
         del settings["average_weights"]
+    # Nor had a head a rate of its own.
+    if settings["head_rate"] == 1.0:
+        del settings["head_rate"]
     parts = {
         "format": CLASS_MODEL_FORMAT,
         "class": class_name,

@@ -16,11 +16,10 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from gencls_core.class_models import ClassModel
-from gencls_core.config import ScoringConfig, SequenceConfig, SystemsConfig
+from gencls_core.config import ObjectiveName, ScoringConfig, SequenceConfig, SystemsConfig
 from gencls_core.model_source import ResolvedModel
 from gencls_core.precision import Precision
 from gencls_core.scores import Quantity
-from gencls_core.training_task import ObjectiveName
 
 __all__ = ["BaseKind", "ModelSystem", "Models", "ScoringJob", "model_names", "names_classes"]
 

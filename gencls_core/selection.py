@@ -96,7 +96,7 @@ def candidates_of(config: RunConfig) -> tuple[Candidate, ...]:
     rates: list[float | None] = [None]
     if given is None:
         default = config.training.resolved(
-            all_classes=True, compares=True, adapter=config.model.lora_rank is not None, texts=1
+            "joint", adapter=config.model.lora_rank is not None, texts=1
         ).learning_rate
         rates += [factor * default for factor in _RATES]
     return (

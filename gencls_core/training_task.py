@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from gencls_core.config import RecipeConfig, ResolvedTraining, SequenceConfig, TrainingConfig
+from gencls_core.config import (
+    ObjectiveName,
+    RecipeConfig,
+    ResolvedTraining,
+    SequenceConfig,
+    TrainingConfig,
+)
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Fence
 from gencls_core.precision import Precision
 from gencls_core.remote_path import Location
 
-__all__ = ["COMPARING", "ObjectiveName", "TrainingTask", "resolve_training"]
-
-ObjectiveName = Literal["causal", "conditional", "joint", "masked", "classification"]
-
-
-COMPARING: frozenset[ObjectiveName | None] = frozenset({"joint", "classification"})
-"""Objectives that learn to tell classes apart."""
+__all__ = ["TrainingTask"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,8 @@ class TrainingTask:
     @property
     def resolved_training(self) -> ResolvedTraining:
         """The settings of the training, with nothing left open."""
-        return resolve_training(
-            self.training,
-            self.objective,
-            all_classes=not self.class_name,
-            adapter=self.lora_rank is not None,
-            texts=len(self.texts),
+        return self.training.resolved(
+            self.objective, adapter=self.lora_rank is not None, texts=len(self.texts)
         )
 
     def with_texts(self, dataset: Dataset) -> TrainingTask:
@@ -103,23 +98,6 @@ class TrainingTask:
             validation_texts=held_out,
             validation_labels=held_out_labels,
         )
-
-
-def resolve_training(
-    training: TrainingConfig,
-    objective: ObjectiveName | None,
-    *,
-    all_classes: bool,
-    adapter: bool,
-    texts: int,
-) -> ResolvedTraining:
-    """Put in what settings leave to what is trained; see `TrainingConfig.resolved`."""
-    return training.resolved(
-        all_classes=all_classes,
-        compares=objective in COMPARING,
-        adapter=adapter,
-        texts=texts,
-    )
 
 
 def _labelled(

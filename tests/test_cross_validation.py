@@ -14,7 +14,7 @@ from model_fixtures import make_model_folder
 from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
 import cluster.trial
-import cluster.trial_costs
+from cluster.choice_report import Tried
 from cluster.cross_validation import parts_of
 from cluster.pipeline import prepare, run_all, train_models
 from cluster.selection import first_candidate
@@ -214,19 +214,18 @@ def test_no_time_for_parts(data, tmp_path):
 @pytest.mark.ray
 def test_time_for_some_parts(data, tmp_path, monkeypatch):
     """What fits into the budget is judged, and the calibration rests on that."""
-    left = cluster.trial_costs.Costs.left
+    left = Tried.left
+    found = []
+    took = Tried.took
 
-    def two_parts(self, spent):
-        monkeypatch.setattr(cluster.trial_costs.Costs, "left", left)
-        return 2.5 * self.of_part(whole[0])
+    def two_parts(self):
+        monkeypatch.setattr(Tried, "left", left)
+        return 2.5 * self.costs.of_part(found[0])
 
-    whole = []
-    before = cluster.trial_costs.Costs.of_part
     monkeypatch.setattr(
-        cluster.trial_costs.Costs, "of_part",
-        lambda self, outcome: (whole.append(outcome), before(self, outcome))[1],
-    )  # fmt: skip
-    monkeypatch.setattr(cluster.trial_costs.Costs, "left", two_parts)
+        Tried, "took", lambda self, outcome: (found.append(outcome), took(self, outcome))[1]
+    )
+    monkeypatch.setattr(Tried, "left", property(two_parts))
     config = config_of(data, tmp_path / "run", recipe={"recipe": "auto", "budget": "0.01s"})
     events = list(run_all(config))
     assert trained(events) == ["joint-lm"] * 3
@@ -484,9 +483,7 @@ def test_labels_that_judge_choose_nothing():
     class Held:
         held_out, loss_per = 90, "text"
 
-    training = TrainingConfig(epochs=4).resolved(
-        all_classes=True, compares=True, adapter=False, texts=300
-    )
+    training = TrainingConfig(epochs=4).resolved("joint", adapter=False, texts=300)
     assert chosen_by_held_out(Held(), training)
     assert not chosen_by_held_out(Held(), training, judged=True)
     Held.loss_per = "token"

@@ -77,51 +77,54 @@ def test_a_candidate_changes_recipe_rate_and_ensemble_alone():
 
 
 @pytest.mark.parametrize(
-    ("kind", "texts", "epochs", "rate"),
+    ("objective", "adapter", "epochs", "rate", "head_rate"),
     [
-        ({"all_classes": False, "compares": False, "adapter": False}, 32, 3, 5e-5),
-        ({"all_classes": True, "compares": False, "adapter": False}, 32, 3, 1e-4),
-        ({"all_classes": True, "compares": True, "adapter": False}, 10_000, 3, 1e-4),
-        ({"all_classes": True, "compares": True, "adapter": True}, 10_000, 3, 5e-4),
+        ("causal", False, 3, 5e-5, 1),
+        ("causal", True, 3, 25e-5, 1),
+        ("conditional", False, 3, 1e-4, 1),
+        ("joint", False, 3, 1e-4, 1),
+        ("joint", True, 3, 5e-4, 1),
+        ("classification", False, 3, 5e-5, 10),
+        ("classification", True, 3, 25e-5, 2),
     ],
 )
-def test_what_settings_leave_open_follows_from_what_is_trained(kind, texts, epochs, rate):
-    found = TrainingConfig().resolved(**kind, texts=texts)
-    assert (found.epochs, found.learning_rate) == (epochs, rate)
-    given = TrainingConfig(epochs=1.5, learning_rate=7e-5).resolved(**kind, texts=texts)
-    assert (given.epochs, given.learning_rate) == (1.5, 7e-5)
+def test_what_settings_leave_open_follows_from_what_is_trained(
+    objective, adapter, epochs, rate, head_rate
+):
+    found = TrainingConfig().resolved(objective, adapter=adapter, texts=10_000)
+    assert (found.epochs, found.head_rate) == (epochs, head_rate)
+    assert found.learning_rate == pytest.approx(rate)
+    given = TrainingConfig(epochs=1.5, learning_rate=7e-5, head_rate=3)
+    taken = given.resolved(objective, adapter=adapter, texts=10_000)
+    assert (taken.epochs, taken.learning_rate) == (1.5, 7e-5)
+    # Only a classifier has a new head.
+    assert taken.head_rate == (3 if objective == "classification" else 1)
 
 
 def test_few_texts_are_gone_through_more_often_to_tell_classes_apart():
     def epochs(texts: int) -> float:
-        found = TrainingConfig().resolved(
-            all_classes=True, compares=True, adapter=False, texts=texts
-        )
-        return found.epochs
+        return TrainingConfig().resolved("joint", adapter=False, texts=texts).epochs
 
     assert epochs(16) > epochs(32) > epochs(1000) == 3
     assert epochs(1) < 30
+    assert TrainingConfig().resolved("conditional", adapter=False, texts=16).epochs == 3
 
 
 @pytest.mark.parametrize(
-    ("texts", "compares", "steps", "warm"),
+    ("texts", "objective", "steps", "warm"),
     [
-        (56, True, 21, 7),  # 3 epochs of 7 steps
-        (28, True, 24, 7),
-        (160, True, 60, 7),
-        (8000, True, 3000, 300),
-        (56, False, 21, 2),
+        (56, "joint", 21, 7),  # 3 epochs of 7 steps
+        (28, "joint", 24, 7),
+        (160, "classification", 60, 7),
+        (8000, "joint", 3000, 300),
+        (56, "causal", 21, 2),
     ],
 )
-def test_few_steps_begin_gently_where_classes_are_compared(texts, compares, steps, warm):
-    found = TrainingConfig().resolved(
-        all_classes=True, compares=compares, adapter=False, texts=texts
-    )
-    assert found.epochs * -(-texts // found.batch_size) == (steps if compares else 21)
+def test_few_steps_begin_gently_where_classes_are_compared(texts, objective, steps, warm):
+    found = TrainingConfig().resolved(objective, adapter=False, texts=texts)
+    assert found.epochs * -(-texts // found.batch_size) == steps
     assert round(found.warmup * steps) == warm
-    given = TrainingConfig(warmup=0.05).resolved(
-        all_classes=True, compares=compares, adapter=False, texts=texts
-    )
+    given = TrainingConfig(warmup=0.05).resolved(objective, adapter=False, texts=texts)
     assert given.warmup == 0.05
 
 

@@ -228,9 +228,11 @@ def _config_of(run: RunDirectory, manifest: dict[str, Any], system: str) -> RunC
     trained = manifest.get("training", {}).get(system)
     if trained is None:
         return config
-    # A run of before there was a mean of weights says nothing of it, and has none.
-    averages = {"average_weights": trained.get("average_weights", False)}
-    return config.model_copy(update={"training": config.training.model_copy(update=averages)})
+    # What it was trained with, not what would follow from its settings today; a run of before there
+    # was a mean of weights, or a rate of the head, says nothing of them, and has none.
+    known = {"average_weights": False, "head_rate": 1.0} | trained
+    taken = {name: known[name] for name in ("learning_rate", "average_weights", "head_rate")}
+    return config.model_copy(update={"training": config.training.model_copy(update=taken)})
 
 
 def _train_texts(dataset: Dataset, sample: int | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gencls_core.config import (
+    COMPARING,
     RecipeConfig,
     ResolvedTraining,
     RunConfig,
@@ -16,7 +17,6 @@ from gencls_core.run import CLASS_LM
 from gencls_core.score_matrix import LikelihoodMatrix
 from gencls_core.scoring_job import ModelSystem, names_classes
 from gencls_core.systems.registry import MODEL_SYSTEMS
-from gencls_core.training_task import COMPARING, resolve_training
 
 __all__ = ["settings_of"]
 
@@ -75,10 +75,8 @@ def _what_training_leaves_open(
     """
 
     def resolved(training: TrainingConfig) -> ResolvedTraining:
-        return resolve_training(
-            training,
+        return training.resolved(
             known.objective,
-            all_classes=not known.model_per_class,
             adapter=config.model.lora_rank is not None,
             texts=train_rows,
         )
@@ -87,6 +85,7 @@ def _what_training_leaves_open(
     found: dict[str, Any] = {
         "learning_rate": taken.learning_rate,
         "average_weights": taken.average_weights,
+        "head_rate": taken.head_rate,
     }
     for name in ("epochs", "warmup"):
         by_itself = getattr(resolved(config.training.model_copy(update={name: None})), name)

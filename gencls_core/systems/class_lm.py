@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gencls_core.config import ObjectiveName
 from gencls_core.run import CLASS_LM
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
-from gencls_core.training_task import ObjectiveName
 
 __all__ = ["ClassLm"]
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gencls_core.config import ObjectiveName
 from gencls_core.config_training import RECIPES
 from gencls_core.prefixes import read_prefixes
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
-from gencls_core.training_task import ObjectiveName
 
 __all__ = ["ConditionalLm", "JointLm"]
 

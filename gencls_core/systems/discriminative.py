@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gencls_core.config import ScoringConfig, SequenceConfig
+from gencls_core.config import ObjectiveName, ScoringConfig, SequenceConfig
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import SCORE_SCHEMA, Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
-from gencls_core.training_task import ObjectiveName
 
 if TYPE_CHECKING:
     from gencls_core.classifiers import Classifier, ReadText

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gencls_core.config import ObjectiveName
 from gencls_core.masked_draws import MASK_FORMAT
 from gencls_core.prompts import check_prompts, prompt_parts
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
-from gencls_core.training_task import ObjectiveName
 
 __all__ = ["MASKED_LM", "MASKED_LM_UNTRAINED", "MaskedLm", "UntrainedMaskedLm"]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gencls_core.config import ObjectiveName
 from gencls_core.prompts import check_prompts, prompt_parts, prompts_for
 from gencls_core.scores import Quantity
 from gencls_core.scoring_job import BaseKind, Models, ScoringJob
-from gencls_core.training_task import ObjectiveName
 
 __all__ = ["ZERO_SHOT", "ZeroShot"]
 
