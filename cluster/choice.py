@@ -106,22 +106,20 @@ class Choice:
         *,
         scores: bool,
     ) -> None:
-        self._first, self._config = first, config
-        self._dataset = first.dataset
         self._place, self._lease = place, lease
-        self._candidates = candidates_of(config)
-        costs = Costs(config, first.dataset, self._candidates, parts, parts)
+        costs = Costs(config, first.dataset, candidates_of(config), parts, parts)
         self._tried = Tried(first, scores, costs)
         self._wants_fine_tune = scores and wants_fine_tune(config)
 
     def made(self) -> Generator[Event, None, SelectionReport]:
         """Try, judge and take one; its model, where there is one already, becomes the run's."""
         began = time.perf_counter()
-        config, tried, first = self._config, self._tried, self._candidates[0]
+        tried, candidates = self._tried, self._tried.costs.candidates
+        config, dataset, first = tried.config, tried.first.dataset, candidates[0]
         parts = tried.costs.parts
-        texts = judging_texts(self._dataset, parts)
+        texts = judging_texts(dataset, parts)
         by = f"train texts in {parts} parts" if parts else "held-out texts"
-        number = 1 if texts < MIN_HELD_OUT else len(self._candidates)
+        number = 1 if texts < MIN_HELD_OUT else len(candidates)
         yield StageStarted(
             "choose",
             f"trying up to {counted(number, 'recipe')} for {config.recipe.budget_in_words} in all, "
@@ -132,7 +130,7 @@ class Choice:
             self._adopt(first)
             return untried(tried, reason)
         few = tried.judging < MIN_HELD_OUT
-        for number, candidate in enumerate(self._candidates[:1] if few else self._candidates):
+        for number, candidate in enumerate(candidates[:1] if few else candidates):
             yield from self._try(candidate, number)
             if tried.parts and not tried.outcomes:
                 self._adopt(first)
@@ -141,7 +139,7 @@ class Choice:
             raise self._failure(first.name, tried.left_out[first.name])
         yield from self._try_beside()
         report = choice_report(tried)
-        taken = next(c for c in self._candidates if c.name == report.chosen)
+        taken = next(c for c in candidates if c.name == report.chosen)
         if not parts or taken == first:
             self._adopt(taken)
         spent = time.perf_counter() - began
@@ -152,13 +150,13 @@ class Choice:
         """Give what went wrong, now or earlier, where nothing can be taken in its place."""
         return self._tried.errors.get(name) or TrainingError.of(
             f"{name} could not be trained",
-            place=self._first.run.path,
+            place=self._tried.first.run.path,
             found=reason,
             remedy="other settings, such as a lower --learning-rate",
         )
 
     def _trial(self, name: str, part: Part | None = None) -> Trial:
-        return _trial_of(name, self._config, self._first, part)
+        return _trial_of(name, self._tried.config, self._tried.first, part)
 
     def _adopt(self, candidate: Candidate) -> None:
         self._trial(candidate.name).adopt(self._lease)
@@ -166,7 +164,8 @@ class Choice:
     def _why_no_parts(self) -> Generator[Event, None, str]:
         """Train the first candidate on all train texts, and make the parts if there is time left
         for them; else say why not."""
-        candidate, tried = self._candidates[0], self._tried
+        tried = self._tried
+        candidate = tried.costs.candidates[0]
         yield StageStarted("system", f"recipe {candidate.name}, all train texts")
         trial = self._trial(candidate.name)
         found = trial.before()
@@ -176,10 +175,10 @@ class Choice:
         parts, needed, left = tried.costs.parts, tried.costs.of_part(found), tried.left
         judged = min(parts, int(left / max(needed, 1e-9))) if left > 0 else 0
         if not judged:
-            few = why_not_chosen_by(self._dataset)
+            few = why_not_chosen_by(tried.first.dataset)
             return f"{few}; of a part of a cross-validation, {takes(needed, left)}"
         tried.costs = replace(tried.costs, judged=judged)
-        tried.parts = make_parts(self._first, judged, parts, self._lease)
+        tried.parts = make_parts(tried.first, judged, parts, self._lease)
         if judged < parts:
             yield Note(f"the budget has time to judge {counted(judged, 'part')} of {parts}")
         return ""
@@ -195,7 +194,8 @@ class Choice:
                 tried.left_out[name] = takes(needed, left)
                 yield Note(f"recipe {name} is left out: {tried.left_out[name]}")
                 return
-        yield StageStarted("system", f"recipe {name} ({number + 1} of {len(self._candidates)})")
+        of = len(tried.costs.candidates)
+        yield StageStarted("system", f"recipe {name} ({number + 1} of {of})")
         found = yield from self._judged(name)
         if isinstance(found, str):
             tried.left_out[name] = found
@@ -249,13 +249,13 @@ class Choice:
         tried = self._tried
         if not tried.parts:
             return
-        config = self._candidates[0].applied(self._config)
+        config = tried.costs.candidates[0].applied(tried.config)
         names = companions_of(
             config.posterior.ensemble,
             baseline=config.baseline,
             fine_tune=tried.kept_free > 0,
             held_out=tried.judging,
-            texts=self._dataset.split("train").rows,
+            texts=tried.first.dataset.split("train").rows,
         )
         for name in names:
             if name in MODEL_SYSTEMS:

@@ -13,6 +13,7 @@ from cluster.trial import Outcome
 from cluster.workload import training_of
 from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets import Dataset
+from gencls_core.durations import duration
 from gencls_core.ensemble import FINE_TUNE
 from gencls_core.scoring_job import ModelSystem
 from gencls_core.selection import Candidate
@@ -31,8 +32,6 @@ def training_of_candidate(
 
 def takes(needed: float, left: float) -> str:
     """Say why something is left out."""
-    from gencls_core.report.words import duration
-
     return f"it would take about {duration(needed)}, and {duration(max(left, 0.0))} were left"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from gencls_core.config_sections import Positive, Section, with_class
+from gencls_core.durations import seconds_of
 
 __all__ = [
     "COMPARING",
@@ -161,9 +161,6 @@ RECIPES = {
 _LEAST_BUDGET, _TIMES_THE_FIRST = 600.0, 2.0
 """Where none is given: what a small run may take, and what a long one may take longer."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([hms]?)")
-_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
-
 
 class RecipeConfig(Section):
     """Which class models a run trains, and what one model of all classes needs."""
@@ -234,7 +231,7 @@ class RecipeConfig(Section):
         """
         if self.budget is None:
             return max(_LEAST_BUDGET, _TIMES_THE_FIRST * first)
-        return _seconds(self.budget)
+        return seconds_of(self.budget)
 
     @property
     def budget_in_words(self) -> str:
@@ -245,18 +242,10 @@ class RecipeConfig(Section):
     @classmethod
     def _is_duration(cls, value: str | None) -> str | None:
         if value is not None:
-            _seconds(value)
+            seconds_of(value)
         return value
 
     @field_validator("prefix")
     @classmethod
     def _names_the_class(cls, value: str) -> str:
         return with_class(value)
-
-
-def _seconds(text: str) -> float:
-    """Read a length of time: `90s`, `10m`, `1h30m`, or a number of seconds."""
-    parts = _DURATION.findall(text)
-    if not parts or "".join(map("".join, parts)) != text.strip():
-        raise ValueError("no length of time: write 90s, 10m, 1h30m, or seconds")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)

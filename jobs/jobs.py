@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from gencls_core.durations import duration
 from jobs.submit import ADDRESS
 
 __all__ = [
@@ -72,7 +73,7 @@ def jobs_command(address: str | None, as_json: bool, last: int) -> None:
             view.state,
             view.command,
             view.progress,
-            _duration(view.age_seconds),
+            duration(view.age_seconds),
             _percent(view.accuracy),
             *([_percent(view.accuracy_calibrated)] if calibrated else []),
         )
@@ -105,8 +106,8 @@ def status_command(job_id: str, address: str | None, as_json: bool) -> None:
         "state": view.state,
         "command": f"gencls {view.command}",
         "progress": view.progress,
-        "submitted": f"{_duration(view.age_seconds)} ago",
-        "took": "" if view.duration_seconds is None else _duration(view.duration_seconds),
+        "submitted": f"{duration(view.age_seconds)} ago",
+        "took": "" if view.duration_seconds is None else duration(view.duration_seconds),
         "accuracy": _percent(view.accuracy),
         "calibrated": _percent(view.accuracy_calibrated),
         "run": view.run or "",
@@ -183,12 +184,3 @@ def follow_log(client: Any, job_id: str) -> None:
 
 def _percent(part: float | None) -> str:
     return "" if part is None else f"{100 * part:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if minutes < 90:
-        return f"{minutes:.0f} min"
-    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.0f} d"

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from gencls_core.durations import duration
 from gencls_core.events import (
     ClassReused,
     ClassTrained,
@@ -86,7 +87,7 @@ class _Lines:
             case StageFinished(stage="report"):
                 pass
             case StageFinished():
-                self.say(f"✓ {event.message} ({_duration(event.seconds)})")
+                self.say(f"✓ {event.message} ({duration(event.seconds)})")
                 self.stage_finished(event)
             case Note():
                 self.say(f"! {event.message}")
@@ -101,7 +102,7 @@ class _Lines:
                 self.say(
                     f"  {event.class_name}: {perplexity}{kept}, "
                     f"{event.tokens_per_second:,.0f} tokens/s, "
-                    f"peak {event.peak_memory_bytes / 1e9:.1f} GB, {_duration(event.seconds)}"
+                    f"peak {event.peak_memory_bytes / 1e9:.1f} GB, {duration(event.seconds)}"
                 )
                 self.class_trained(event)
             case TrainingProgress():
@@ -132,7 +133,7 @@ class _Lines:
         left = ""
         if first < event.step < event.total_steps:
             of_step = (time.monotonic() - began) / (event.step - first)
-            left = f", about {_duration(of_step * (event.total_steps - event.step))} left"
+            left = f", about {duration(of_step * (event.total_steps - event.step))} left"
         self.say(
             f"  {event.class_name}: step {event.step}/{event.total_steps}, {_losses(event)}{left}"
         )
@@ -229,10 +230,3 @@ def _losses(event: TrainingProgress) -> str:
     if event.validation_nll is not None:
         parts.append(f"held-out {event.validation_nll:.3f}")
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gencls_core import durations
 from gencls_core.report.schema import Report
 from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.names import system_title
@@ -60,16 +61,7 @@ def perplexity(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Give a time in the two largest units that matter."""
-    if seconds is None:
-        return "–"
-    if seconds < 1:
-        return f"{1000 * seconds:.0f}{NBSP}ms"
-    if seconds < 60:
-        return f"{seconds:.1f}{NBSP}s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}{NBSP}min {whole % 60}{NBSP}s"
-    return f"{whole // 3600}{NBSP}h {whole % 3600 // 60}{NBSP}min"
+    return "–" if seconds is None else durations.duration(seconds).replace(" ", NBSP)
 
 
 def memory(size: int | None) -> str:
