@@ -9,7 +9,7 @@ BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --recipe independent \
         --output-dir runs/demo
 
-.PHONY: help venv browser demo test faults test-slow chaos bench lint format clean
+.PHONY: help venv browser demo test faults test-slow chaos bench accuracy lint format clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -18,6 +18,7 @@ help:
 	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
 	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
 	@echo 'make bench   speed and memory beside peers, in two to three hours (BENCH="scoring --pairs 5")'
+	@echo 'make accuracy  docs/accuracy.md, in hours, cell by cell (DATA=folder OUTPUT=runs/accuracy CELLS=sst2-16)'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
 
 # torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.
@@ -65,6 +66,12 @@ BENCH ?=
 bench: .venv/installed-slow
 	$(BIN)/gencls pull smollm2-135m
 	$(BIN)/python -m benchmarks $(BENCH)
+
+OUTPUT ?= runs/accuracy
+CELLS ?=
+accuracy: .venv/installed-slow
+	$(BIN)/gencls pull smollm2-135m
+	$(BIN)/python -m benchmarks.accuracy --data '$(DATA)' --output $(OUTPUT) $(CELLS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

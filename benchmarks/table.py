@@ -16,7 +16,17 @@ import psutil
 
 from benchmarks.bars import BARS, Bar, BarResult, bar_of
 
-__all__ = ["DOCUMENT", "RESULTS", "Machine", "render", "update_results", "write_table"]
+__all__ = [
+    "DOCUMENT",
+    "RESULTS",
+    "Machine",
+    "put_between",
+    "read_results",
+    "render",
+    "update_results",
+    "write_json",
+    "write_table",
+]
 
 RESULTS = Path(__file__).parent / "results.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -103,8 +113,13 @@ def update_results(
     }
     order = {bar.key: number for number, bar in enumerate(BARS)}
     ordered = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    write_json(path, ordered)
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write a file of results at once, or not at all."""
     new = path.with_name(f".{path.name}.tmp")
-    new.write_text(json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     new.replace(path)
 
 
@@ -190,12 +205,17 @@ def _measured_on(results: dict[str, dict[str, Any]], letters: dict[str, str]) ->
 
 def write_table(document: Path, results: dict[str, dict[str, Any]]) -> bool:
     """Rewrite the table between the two marks of a document; say whether it has them."""
+    return put_between(document, _BEGIN, _END, render(results))
+
+
+def put_between(document: Path, begin: str, end: str, table: str) -> bool:
+    """Rewrite what stands between two marks of a document; say whether it has them."""
     if not document.exists():
         return False
     text = document.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
         return False
-    document.write_text(f"{before}{begin}\n\n{render(results)}\n\n{end}{after}", encoding="utf-8")
+    document.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from cluster.trial import Outcome, Trial
 from cluster.trial_costs import Costs, takes
 from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.datasets import Dataset
+from gencls_core.durations import duration
 from gencls_core.ensemble import FINE_TUNE, companions_of
 from gencls_core.errors import GenclsError, ResourceError, TrainingError, counted
 from gencls_core.events import Event, Note, StageFinished, StageStarted
@@ -173,15 +175,30 @@ class Choice:
             found = yield from trial.run(self._place, self._lease)
         tried.took(found)
         parts, needed, left = tried.costs.parts, tried.costs.of_part(found), tried.left
-        judged = min(parts, int(left / max(needed, 1e-9))) if left > 0 else 0
+        there_is_time_for = min(parts, int(left / max(needed, 1e-9))) if left > 0 else 0
+        judged = max(there_is_time_for, self._fewest_parts(parts))
         if not judged:
             few = why_not_chosen_by(tried.first.dataset)
             return f"{few}; of a part of a cross-validation, {takes(needed, left)}"
         tried.costs = replace(tried.costs, judged=judged)
         tried.parts = make_parts(tried.first, judged, parts, self._lease)
-        if judged < parts:
+        if judged > there_is_time_for:
+            yield Note(
+                f"{counted(judged, 'part')} of {parts} are judged, so that there are "
+                f"{MIN_HELD_OUT} texts to rest on: about {duration(judged * needed)}"
+            )
+        elif judged < parts:
             yield Note(f"the budget has time to judge {counted(judged, 'part')} of {parts}")
         return ""
+
+    def _fewest_parts(self, parts: int) -> int:
+        """Give how many parts are judged at the least, where no budget was asked for: as many as
+        have the texts that recipes and ensembles are chosen by."""
+        tried = self._tried
+        texts = judging_texts(tried.first.dataset, parts)
+        if tried.config.recipe.budget is not None or texts < MIN_HELD_OUT:
+            return 0
+        return min(parts, math.ceil(MIN_HELD_OUT / (texts // parts)))
 
     def _try(self, candidate: Candidate, number: int) -> Iterator[Event]:
         """Train and judge a candidate, or say why it is left out."""

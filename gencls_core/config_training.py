@@ -177,7 +177,8 @@ class RecipeConfig(Section):
         None,
         description="`--recipe auto`: time of training and scoring that trying recipes may take "
         "in all (90s, 10m, 1h30m; starting processes is not counted); the first is trained however "
-        "long it takes. Default: 10m, or twice what the first takes.",
+        "long it takes. Default: 10m, or twice what the first takes, or what a cross-validation "
+        "by 50 texts takes.",
     )
     folds: int = Field(
         4,
@@ -236,7 +237,7 @@ class RecipeConfig(Section):
     @property
     def budget_in_words(self) -> str:
         """The budget before anything was tried."""
-        return self.budget or "10m, or twice what the first takes,"
+        return self.budget or "10m (or twice what the first takes)"
 
     @field_validator("budget")
     @classmethod

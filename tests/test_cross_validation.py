@@ -14,6 +14,7 @@ from model_fixtures import make_model_folder
 from run_fixtures import CLASSES, make_config, make_data, write_jsonl
 
 import cluster.trial
+import gencls_core.config_training
 from cluster.choice_report import Tried
 from cluster.cross_validation import parts_of
 from cluster.pipeline import prepare, run_all, train_models
@@ -246,6 +247,25 @@ def test_time_for_some_parts(data, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert trained(list(run_all(config))) == []
     assert "whole" in succeed("verify", str(tmp_path / "run"))
+
+
+@pytest.mark.ray
+def test_without_a_budget_enough_parts_are_judged(data, tmp_path, monkeypatch):
+    """However little time there is: without them neither calibration nor ensemble has a ground."""
+    monkeypatch.setattr(gencls_core.config_training, "_LEAST_BUDGET", 0.0)
+    monkeypatch.setattr(gencls_core.config_training, "_TIMES_THE_FIRST", 0.0)
+    config = config_of(
+        data, tmp_path / "run", recipe={"recipe": "auto", "folds": 4}, baseline=False,
+        data={"validation_fraction": 0.05},
+    )  # fmt: skip
+    events = list(run_all(config))
+    assert trained(events) == ["joint-lm"] * 4
+    notes = " ".join(event.message for event in events if isinstance(event, Note))
+    assert "3 parts of 4 are judged, so that there are 50 texts to rest on" in notes
+    selection = RunDirectory(tmp_path / "run").manifest()["selection"]
+    assert (selection["parts"], selection["cut_into"]) == (3, 4)
+    assert selection["held_out_texts"] >= 50
+    assert {trial["name"]: trial["nll"] is not None for trial in selection["trials"]}["joint"]
 
 
 @pytest.mark.ray

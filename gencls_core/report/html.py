@@ -108,7 +108,7 @@ def _figures(report: Report) -> list[_Figure]:
         ("Calibration error", "expected, 15 bins; 0 is best", report.ece, words.number),
         (
             "… by chance",
-            "of so few texts, were each probability right",
+            "of so many texts, were each probability right",
             report.ece_by_chance,
             words.number,
         ),
