@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +125,7 @@ def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Pl
 
         from gencls_core.compilation import why_not_compiled
         from gencls_core.datasets.dataset import Dataset
+        from gencls_core.process_memory import hand_back_memory
         from gencls_core.training import train_class
 
     if task.device == "cuda" and plan.gpu_memory_fraction_per_training is not None:
@@ -147,7 +147,6 @@ def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Pl
             "or --lora-rank 8",
         ) from None
     finally:
-        # A trainer refers to itself, and the next task of this worker needs its memory.
-        gc.collect()
+        hand_back_memory()
         if task.device == "cuda":
             torch.cuda.empty_cache()

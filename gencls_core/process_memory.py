@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import os
 
 from gencls_core.attention import QUERIES_PER_BLOCK
 
-__all__ = ["MOST_PRODUCTS", "products_of_a_layer", "settle_memory"]
+__all__ = ["MOST_PRODUCTS", "hand_back_memory", "products_of_a_layer", "settle_memory"]
 
 MOST_PRODUCTS = 128
 """What training keeps, whose backward pass has two more of each; scoring keeps no more."""
@@ -63,3 +64,11 @@ def settle_memory(products: int) -> None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def hand_back_memory() -> None:
+    """Give the system what is free, at the end of a piece of work: a worker without any waits with
+    all the memory that its last one took, while others are planned to have it."""
+    gc.collect()  # a trainer refers to itself
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -38,6 +38,27 @@ before = peak_memory_bytes()
 score(range(30, 250))
 print((peak_memory_bytes() - before) / 1e6)
 """
+HANDED_BACK = """
+import psutil
+import torch
+
+from gencls_core.process_memory import MOST_PRODUCTS, hand_back_memory, settle_memory
+
+
+class Ring:
+    def __init__(self):
+        # As large as layers are; the last one keeps the heap from shrinking by itself.
+        self.blocks = [torch.ones(4 * 2**20 // 4) for _ in range(100)]
+        self.me = self
+
+
+settle_memory(MOST_PRODUCTS)
+Ring()
+kept = torch.ones(4)
+before = psutil.Process().memory_info().rss
+hand_back_memory()
+print((before - psutil.Process().memory_info().rss) / 1e6)
+"""
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
@@ -61,6 +82,15 @@ def test_memory_does_not_grow_with_the_shapes_of_batches(tmp_path):
     bounded = growth_in_mb(model)
     assert unbounded > 100  # or this would show nothing
     assert bounded < 0.4 * unbounded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_a_worker_that_waits_has_handed_its_memory_back():
+    done = subprocess.run(
+        [sys.executable, "-c", HANDED_BACK], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 350
 
 
 @pytest.mark.parametrize(("context", "products"), [(1024, 28), (2**17, 128), (None, 128)])
