@@ -25,7 +25,7 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.digests import scratch_digest, training_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
-from gencls_core.posterior import resolve_prior
+from gencls_core.posterior import UNLABELLED, resolve_prior
 from gencls_core.precision import Precision
 from gencls_core.prompts import check_prompts, prefixes_for
 from gencls_core.remote_path import Location
@@ -206,7 +206,8 @@ def prepare_run(
         ResourceError: when something cannot fit.
     """
     system = system or main_system(config)
-    resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
+    if config.posterior.prior != UNLABELLED:
+        resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
     if names_classes(system):
         check_prompts(config.systems, dataset.classes)
     wanted = _models_to_train(config, dataset, system)

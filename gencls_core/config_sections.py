@@ -213,7 +213,8 @@ class PosteriorConfig(Section):
     prior: str = Field(
         "train",
         description="Class prior: `train` (how often each class occurs in the train split), "
-        "`uniform`, or `World=0.4,Sports=0.6`.",
+        "`uniform`, `World=0.4,Sports=0.6`, or `unlabelled`: as often as the classes occur among "
+        "the texts to be labelled, estimated from their likelihoods alone.",
     )
     ensemble: Literal["none", "auto", "tfidf", "nbsvm", "discriminative"] | None = Field(
         None,

@@ -38,10 +38,12 @@ from gencls_core.score_matrix import (
 from gencls_core.scores import Quantity
 
 __all__ = [
+    "UNLABELLED",
     "Calibration",
     "LikelihoodMatrix",
     "Pool",
     "cross_fitted",
+    "evidence",
     "fit_calibration",
     "folds_of",
     "label_prior",
@@ -52,6 +54,9 @@ __all__ = [
     "resolve_prior",
     "why_not_calibrated",
 ]
+
+UNLABELLED = "unlabelled"
+"""The setting `prior` for one that is estimated from the texts themselves (prior_shift.py)."""
 
 FOLDS = 5
 """Parts that held-out texts are cut into, to judge each by a calibration that did not see it."""
@@ -150,6 +155,11 @@ def _logits(
         assert beside_NC is not None, "the calibration was fitted beside another system"
         logits_NC = logits_NC + calibration.weight * beside_NC
     return logits_NC
+
+
+def evidence(matrix: LikelihoodMatrix, calibration: Calibration | None = None) -> FloatArray:
+    """Give what speaks for each class of each text apart from the prior, [N, C] nats."""
+    return _logits(matrix.scores, matrix.beside, calibration, matrix.classes)
 
 
 def _normalised(logits_NC: FloatArray) -> FloatArray:
@@ -257,7 +267,7 @@ def _prior_error(
         problem,
         place=f"--prior {prior!r}",
         found=found,
-        expected="`train`, `uniform`, or every class with a number, such as `World=0.4,Sports=0.6`"
-        + (f" ({known})" if known else ""),
+        expected="`train`, `uniform`, `unlabelled`, or every class with a number, such as "
+        "`World=0.4,Sports=0.6`" + (f" ({known})" if known else ""),
         remedy=f"{hint}name every class once, with positive numbers that sum to 1",
     )

@@ -14,22 +14,32 @@ __all__ = ["report_command"]
 @click.argument("run", type=LocationType())
 @click.option("--prior", help="`train`, `uniform` or `World=0.4,Sports=0.6`; default: the run's.")
 @click.option(
+    "--prior-from",
+    type=click.Choice(["unlabelled"]),
+    help="Estimate the prior from the test texts' likelihoods; their labels are not read.",
+)
+@click.option(
     "--ensemble",
     type=click.Choice(["none", "auto", "tfidf", "nbsvm", "discriminative"]),
     help="Which scored system stands beside the likelihoods; default: the run's.",
 )
-def report_command(run: Location, prior: str | None, ensemble: str | None) -> None:
+def report_command(
+    run: Location, prior: str | None, prior_from: str | None, ensemble: str | None
+) -> None:
     """Rebuild a run's report from its Parquet scores alone; no text is scored again.
 
     \b
       gencls report runs/agnews
       gencls report runs/agnews --prior uniform
+      gencls report runs/agnews --prior-from unlabelled
       gencls report runs/agnews --ensemble none
     """
     from gencls_core.report import build_report
     from gencls_core.run import RunDirectory
     from jobs.summary import print_summary
 
+    if prior and prior_from:
+        raise click.UsageError("give --prior or --prior-from, not both: each is the whole prior")
     directory = RunDirectory(run)
-    build_report(directory, prior=prior, ensemble=ensemble)
+    build_report(directory, prior=prior_from or prior, ensemble=ensemble)
     print_summary(directory.report_path)

@@ -151,7 +151,11 @@ def _report(
         ),
         confusion=both(lambda m: [list(row) for row in m.confusion]),
         reliability=both(lambda m: [ReliabilityBinReport(**asdict(b)) for b in m.reliability]),
-        prior=PriorReport(name=inference.prior_name, per_class=inference.prior),
+        prior=PriorReport(
+            name=inference.prior_name,
+            per_class=inference.prior,
+            standard_error=inference.estimate and inference.estimate.standard_error,
+        ),
         calibration=_calibration(inference),
         perplexity={
             name: None if found is None else PerplexityReport(**asdict(found))

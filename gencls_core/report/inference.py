@@ -7,13 +7,14 @@ or a lost report, costs seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gencls_core.calibration import Calibration, Pool
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
-from gencls_core.posterior import posterior_of, resolve_prior
+from gencls_core.posterior import UNLABELLED, posterior_of, resolve_prior
+from gencls_core.prior_shift import PriorEstimate, estimate_prior
 from gencls_core.report.ensembles import with_ensemble
 from gencls_core.report.fitting import CalibrationFit, Companion, Fitter, decided_by_loss
 from gencls_core.run import RunDirectory, system_of
@@ -44,6 +45,8 @@ class Inference:
     """Commit records of all the system's test shards."""
     prior_name: str
     prior: dict[str, float]
+    estimate: PriorEstimate | None
+    """How the prior was estimated, where it was."""
     fit: CalibrationFit | None
     notes: tuple[str, ...]
     """Why there is no calibration, where there is none."""
@@ -72,7 +75,8 @@ def infer(
 
     Args:
         run: a run or evaluation directory.
-        prior: see `gencls_core.posterior.resolve_prior`; default: the run's own setting.
+        prior: see `gencls_core.posterior.resolve_prior`, or `unlabelled`: estimated from the texts
+            themselves; default: the run's own setting.
         ensemble: the setting of that name; default: the run's own. Only of the run's own system.
         system: the system whose scores are read; default: that of the run's recipe.
         models_of: the run whose models scored the texts, where `run` is an evaluation: the train
@@ -119,6 +123,7 @@ class _Rule:
     records: tuple[ShardRecord, ...]
     prior_name: str
     prior: dict[str, float]
+    estimate: PriorEstimate | None
     fit: CalibrationFit | None
     notes: tuple[str, ...]
     by_loss: bool
@@ -127,14 +132,19 @@ class _Rule:
     chosen: bool
     """Whether the recipe was chosen by calibrated held-out texts."""
 
+    def completed(self, matrix: LikelihoodMatrix, start: int = 0) -> LikelihoodMatrix:
+        """Lay what a second system says beside the run's test texts from row `start` on."""
+        return matrix if self.companion is None else self.companion.beside(matrix, start)
+
+    def decided(self, matrix: LikelihoodMatrix) -> LikelihoodMatrix:
+        """Give what labels are decided by."""
+        return decided_by_loss(matrix) if self.by_loss else matrix
+
     def applied(self, matrix: LikelihoodMatrix, start: int = 0) -> Inference:
         """Give the posteriors of the run's test texts from row `start` on."""
-        if self.companion is not None:
-            matrix = self.companion.beside(matrix, start)
-        decided, notes = matrix, self.notes
-        if self.by_loss and matrix.loss_scores is not None:
-            decided = decided_by_loss(matrix)
-            notes = (*notes, BY_LOSS)
+        matrix = self.completed(matrix, start)
+        decided = self.decided(matrix)
+        by_loss = self.by_loss and matrix.loss_scores is not None
         calibrated = None
         if self.fit is not None:
             calibrated = posterior_of(decided, self.prior, self.fit.calibration)
@@ -143,8 +153,9 @@ class _Rule:
             records=self.records,
             prior_name=self.prior_name,
             prior=self.prior,
+            estimate=self.estimate,
             fit=self.fit,
-            notes=notes,
+            notes=(*self.notes, BY_LOSS) if by_loss else self.notes,
             log_posterior=posterior_of(decided, self.prior),
             calibrated=calibrated,
             stands_by_calibrated=calibrated is not None
@@ -166,7 +177,6 @@ def _rule(
     origin = models_of or origin_of(run, manifest)
     config = manifest["config"]
     prior_name = prior if prior is not None else config["posterior"]["prior"]
-    prior_of_class = resolve_prior(prior_name, classes, prior_counts(run, origin))
     by_loss = config["scoring"]["likelihood"] == "loss"
     fitter = Fitter(run, origin, classes, by_loss)
     fit, notes = fitter.fit(system)
@@ -174,18 +184,29 @@ def _rule(
     if system == main:
         fit, companion, more = with_ensemble(fitter, fit, manifest, ensemble)
         notes = (*notes, *more)
-    return _Rule(
+    rule = _Rule(
         system=system,
         classes=classes,
         records=tuple(run.scores.records(system)),
         prior_name=prior_name,
-        prior=prior_of_class,
+        prior={},
+        estimate=None,
         fit=fit,
         notes=notes,
         by_loss=by_loss,
         companion=companion,
         chosen=system == main and _was_chosen(origin),
     )
+    counts = prior_counts(run, origin)
+    if prior_name != UNLABELLED:
+        return replace(rule, prior=resolve_prior(prior_name, classes, counts))
+    scores = read_likelihoods(run.scores, system, classes, rule.records)
+    decided = rule.decided(rule.completed(scores))
+    if not decided.is_likelihood:
+        # What a classifier says has the prior of its train texts in it.
+        return replace(rule, prior=resolve_prior("train", classes, counts))
+    estimate = estimate_prior(decided, None if fit is None else fit.calibration)
+    return replace(rule, prior=estimate.prior, estimate=estimate)
 
 
 def _was_chosen(origin: RunDirectory) -> bool:

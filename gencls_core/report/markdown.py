@@ -139,7 +139,9 @@ def _selection(report: Report) -> list[str]:
 
 
 def _settings(report: Report) -> str:
-    prior = ", ".join(f"{escaped(n)} {p:.3f}" for n, p in report.prior.per_class.items())
+    prior = ", ".join(
+        f"{escaped(name)} {probability}" for name, probability in words.prior(report.prior).items()
+    )
     calibration = "none"
     if report.calibration is not None:
         calibration = (

@@ -70,8 +70,15 @@ class ReliabilityBinReport(ReportPart):
 class PriorReport(ReportPart):
     """The class prior that was used."""
 
-    name: str = Field(description="As it was asked for: `train`, `uniform` or `World=0.4,…`.")
+    name: str = Field(
+        description="As it was asked for: `train`, `uniform`, `unlabelled` or `World=0.4,…`."
+    )
     per_class: dict[str, float] = Field(description="Probability of each class.")
+    standard_error: dict[str, float] | None = Field(
+        None,
+        description="Of each probability, where they were estimated from the test texts without "
+        "their labels; else null.",
+    )
 
 
 MEMBERS = ("likelihoods", "second system", "both")

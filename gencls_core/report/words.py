@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gencls_core import durations
-from gencls_core.report.schema import Report
+from gencls_core.report.schema import PriorReport, Report
 from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.names import system_title
 
@@ -19,6 +19,7 @@ __all__ = [
     "number",
     "percent",
     "perplexity",
+    "prior",
 ]
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -82,6 +83,15 @@ def above(difference: float | None, error: float | None) -> str:
     if difference is None or error is None:
         return "–"
     return "the lowest" if difference == 0 == error else f"{difference:.3f} ± {error:.3f}"
+
+
+def prior(used: PriorReport) -> dict[str, str]:
+    """Give the prior of each class, with its standard error where it was estimated."""
+    errors = used.standard_error or {}
+    return {
+        name: f"{found:.3f}" + (f" ± {errors[name]:.3f}" if name in errors else "")
+        for name, found in used.per_class.items()
+    }
 
 
 def choice(selection: SelectionReport) -> str:
