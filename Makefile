@@ -18,7 +18,7 @@ help:
 	@echo 'make test-slow  tests that take minutes or fetch a model from the package index'
 	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
 	@echo 'make bench   speed and memory beside peers, in two to three hours (BENCH="scoring --pairs 5")'
-	@echo 'make accuracy  docs/accuracy.md, in hours, cell by cell (DATA=folder OUTPUT=runs/accuracy CELLS=sst2-16)'
+	@echo 'make accuracy  docs/accuracy.md, in hours, cell by cell (DATA=folder CELLS=sst2-16)'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
 
 # torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.
@@ -67,11 +67,11 @@ bench: .venv/installed-slow
 	$(BIN)/gencls pull smollm2-135m
 	$(BIN)/python -m benchmarks $(BENCH)
 
-OUTPUT ?= runs/accuracy
 CELLS ?=
 accuracy: .venv/installed-slow
+	test -n '$(DATA)' || (echo 'DATA=folder is missing: that of sst2, mr, agnews-classifier, c50-10'; exit 1)
 	$(BIN)/gencls pull smollm2-135m
-	$(BIN)/python -m benchmarks.accuracy --data '$(DATA)' --output $(OUTPUT) $(CELLS)
+	$(BIN)/python -m benchmarks.accuracy --data '$(DATA)' --output runs/accuracy $(CELLS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

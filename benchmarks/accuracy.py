@@ -1,7 +1,7 @@
 """Measure docs/accuracy.md: systems on the same splits, and what `gencls run` chooses by itself.
 
-    python -m benchmarks.accuracy --data DIR --output DIR            cells that are not there yet
-    python -m benchmarks.accuracy --data DIR --output DIR sst2-16    these, also once more
+    python -m benchmarks.accuracy --data DIR --output DIR            what is not there yet
+    python -m benchmarks.accuracy --data DIR --output DIR sst2-16    these, if there also anew
 
 A cell's figures go into benchmarks/accuracy.json when it is done, and into the table; killed, the
 same command goes on where it was.
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from benchmarks.accuracy_cells import CELLS, Cell, figures_of
 from benchmarks.table import Machine, put_between, read_results, write_json
@@ -37,15 +38,14 @@ _COLUMNS = {
     "class-lm": "`class-lm`",
     "tfidf": "`tfidf`",
     "nbsvm": "`nbsvm`",
-    "setfit": "`setfit`",
 }
 
 
 def main(arguments: list[str] | None = None, cells: tuple[Cell, ...] = CELLS) -> int:
-    """Measure what was asked; 1 where a command failed."""
+    """Measure what was asked; 1 where a command failed, 130 after an interruption."""
     parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("cells", nargs="*", metavar="CELL", help="as in the table of results")
+    parser.add_argument("cells", nargs="*", metavar="CELL", help="such as sst2-16")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--model", default="smollm2-135m", help="pulled model or folder")
@@ -55,48 +55,73 @@ def main(arguments: list[str] | None = None, cells: tuple[Cell, ...] = CELLS) ->
     if unknown := set(asked.cells) - set(known):
         parser.error(f"no cell {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     done = read_results(asked.results)
+    wanted = [known[name] for name in asked.cells or [name for name in known if name not in done]]
+    folders = dict.fromkeys(cell.texts.folder for cell in wanted)
+    if absent := [folder for folder in folders if not (asked.data / folder).is_dir()]:
+        parser.error(
+            f"{asked.data} has no {', '.join(absent)}: --data is the folder in which each data set "
+            "has a folder of that name, as `gencls run --data-dir` reads it"
+        )
     failed = False
-    for name in asked.cells or [name for name in known if name not in done]:
-        found = measure(known[name], asked.data, asked.output / name, asked.model)
+    for cell in wanted:
+        if cell.name in done:  # measured before, and to be measured again
+            shutil.rmtree(asked.output / cell.name, ignore_errors=True)
+        try:
+            found = measure(cell, asked.data, asked.output, asked.model)
+        except KeyboardInterrupt:
+            print(f"{cell.name}: interrupted; the same command goes on", file=sys.stderr)
+            return 130
         failed |= found is None
         if found is not None:
-            results = read_results(asked.results) | {name: found}
-            write_json(asked.results, {key: results[key] for key in known if key in results})
-    table = render(read_results(asked.results), cells)
+            results = read_results(asked.results) | {cell.name: found}
+            order = dict.fromkeys([*known, *results])
+            results = {name: results[name] for name in order if name in results}
+            write_json(asked.results, results)
+            if asked.results == RESULTS:
+                put_between(DOCUMENT, BEGIN, END, render(results, cells))
     if asked.results != RESULTS:
-        print(table)
-    elif not put_between(DOCUMENT, BEGIN, END, table):
-        print(f"{DOCUMENT} has no marks for the table, which is:\n\n{table}")
+        print(render(read_results(asked.results), cells))
     return int(failed)
 
 
 def measure(cell: Cell, data: Path, output: Path, model: str) -> dict[str, Any] | None:
     """Run a cell's command, and give its figures; None where it failed."""
-    command = cell.command(model, "bf16" if cpu_multiplies_bf16() else "fp32")
-    here = [f"{data}{part[4:]}" if part.startswith("data/") else part for part in command]
-    print(f"{cell.name}: {shlex.join(command)}", flush=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.with_suffix(".log").open("a", encoding="utf-8") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs", *here[1:], "--output-dir", str(output)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode:
-        print(f"{cell.name}: exit code {done.returncode}, see {log.name}", file=sys.stderr)
+    precision = "bf16" if cpu_multiplies_bf16() else "auto"
+    shown = cell.arguments(Path("data"), Path(model).name, precision, Path("runs/accuracy"))
+    command = shlex.join(["gencls", *shown])
+    print(f"{cell.name}: {command}", flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / f"{cell.name}.log").open("a", encoding="utf-8") as log:
+        code = _ended(cell.arguments(data, model, precision, output), log)
+    try:
+        figures, pairs = figures_of(cell, output / cell.name) if code == 0 else ({}, [])
+    except (OSError, KeyError) as error:
+        print(f"{cell.name}: no figures in its report: {error!r}", file=sys.stderr)
         return None
-    figures, pairs = figures_of(cell, output)
-    machine = Machine.here()
+    if code:
+        print(f"{cell.name}: exit code {code}, see {log.name}", file=sys.stderr)
+        return None
     return {
         "seeds": len(cell.seeds),
         "test_texts": cell.test_texts,
         "systems": {name: asdict(found) for name, found in figures.items()},
         "pairs": pairs,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": shlex.join(command),
-        "machine": asdict(machine),
+        "command": command,
+        "machine": asdict(Machine.here()),
     }
+
+
+def _ended(arguments: list[str], log: TextIO) -> int:
+    """Run gencls to its end, an interrupted one, too: it commits what it has in hand."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", *arguments], stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has told it as well
+        raise
 
 
 def render(results: dict[str, dict[str, Any]], cells: tuple[Cell, ...] = CELLS) -> str:
@@ -119,7 +144,7 @@ def render(results: dict[str, dict[str, Any]], cells: tuple[Cell, ...] = CELLS) 
 def _rows(
     results: dict[str, dict[str, Any]], cells: tuple[Cell, ...]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Put the systems of all cells of the same texts into one row, first of many seeds."""
+    """Put the systems of all cells of the same texts into one row."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for cell in cells:
         if (found := results.get(cell.name)) is None:
@@ -177,15 +202,17 @@ def _points(share: float) -> str:
 
 
 def _commands(results: dict[str, dict[str, Any]], cells: tuple[Cell, ...]) -> list[str]:
-    """Give one line for each cell: when, with what and on which machine it was made."""
-    lines = ["```sh", *(results[cell.name]["command"] for cell in cells if cell.name in results)]
-    machines = {
-        f"{found['machine']['cpu']}; {found['machine']['cores']} cores, "
-        f"{found['machine']['memory_gb']} GB, no GPU; "
-        + ", ".join(f"{name} {v}" for name, v in found["machine"]["versions"].items())
-        for found in results.values()
-    }
-    return [*lines, "```", "", *(f"Made on {machine}." for machine in sorted(machines))]
+    """Give each cell's command, and when and on which machine they were run."""
+    found = [results[cell.name] for cell in cells if cell.name in results]
+    made: dict[str, None] = {}
+    for cell in found:
+        machine = cell["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        made[
+            f"- {cell['date']}: {machine['cpu']}; {machine['cores']} cores, "
+            f"{machine['memory_gb']} GB; {versions}"
+        ] = None
+    return ["```sh", *(cell["command"] for cell in found), "```", "", *sorted(made)]
 
 
 if __name__ == "__main__":

@@ -9,15 +9,24 @@ from typing import Any
 
 __all__ = ["CELLS", "Cell", "Figures", "figures_of"]
 
-TEXTS: dict[str, tuple[str, ...]] = {
-    "sst2": ("--data-dir", "data/sst2"),
-    "mr": ("--data-dir", "data/mr", "--text-column", "review", "--label-column", "sentiment"),
-    "agnews": ("--data-dir", "data/agnews-classifier"),
-    "c50-10": ("--data-dir", "data/c50-10"),
-}
-"""Data set → how a command is told of it, in a folder `data`."""
 
-_TITLES = {"sst2": "SST-2", "mr": "MR", "agnews": "AG News", "c50-10": "C50-10"}
+@dataclass(frozen=True)
+class Texts:
+    """A data set in the folder of them all."""
+
+    title: str
+    folder: str
+    columns: tuple[str, ...] = ()
+    """Options that name its columns."""
+
+
+TEXTS = {
+    "sst2": Texts("SST-2", "sst2"),
+    "mr": Texts("MR", "mr", ("--text-column", "review", "--label-column", "sentiment")),
+    "agnews": Texts("AG News", "agnews-classifier"),
+    "c50-10": Texts("C50-10", "c50-10"),
+}
+
 _USUAL = ("joint-lm", "discriminative", "tfidf", "nbsvm")
 
 
@@ -32,7 +41,15 @@ class Cell:
     seeds: tuple[int, ...] = (0,)
     systems: tuple[str, ...] = _USUAL
     """Empty: `gencls run`, which chooses its recipe."""
-    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what would count seeds that are not run."""
+        assert self.systems or len(self.seeds) == 1, "`gencls run` has one seed"
+
+    @property
+    def texts(self) -> Texts:
+        """The data set."""
+        return TEXTS[self.data]
 
     @property
     def name(self) -> str:
@@ -43,18 +60,28 @@ class Cell:
     @property
     def title(self) -> str:
         """What it is called in the table."""
-        return f"{_TITLES[self.data]}, {self.size}"
+        return f"{self.texts.title}, {self.size}"
 
-    def command(self, model: str, precision: str) -> list[str]:
-        """Give the command without its output folder."""
-        base = ["--model", model, "--precision", precision]
-        size = ["--max-test-samples", str(self.test_texts), *self.options]
+    def arguments(self, data: Path, model: str, precision: str, output: Path) -> list[str]:
+        """Give what `gencls` is told.
+
+        Args:
+            data: the folder of all data sets.
+            model: the base.
+            precision: of the arithmetic.
+            output: the folder of all cells.
+        """
+        common = [
+            *("--data-dir", str(data / self.texts.folder), *self.texts.columns),
+            *("--model", model, "--precision", precision),
+            *("--max-test-samples", str(self.test_texts), "--output-dir", str(output / self.name)),
+        ]
+        seeds = ",".join(map(str, self.seeds))
         if not self.systems:
-            train = ["--max-samples", str(self.size), "--seed", str(self.seeds[0])]
-            return ["gencls", "run", *TEXTS[self.data], *base, *train, *size]
-        train = ["--train-sizes", str(self.size), "--seeds", ",".join(map(str, self.seeds))]
+            size = ["--max-samples", str(self.size), "--seed", seeds, "--sample-seed", seeds]
+            return ["run", *common, *size]
         systems = ["--systems", ",".join(self.systems)]
-        return ["gencls", "compare", *TEXTS[self.data], *base, *systems, *train, *size]
+        return ["compare", *common, *systems, "--train-sizes", str(self.size), "--seeds", seeds]
 
 
 _SENTENCES, _SEEDS = ("sst2", "mr", "agnews"), (0, 1, 2)

@@ -156,13 +156,12 @@ class OpenCell:
         ]
 
     def write_manifest(self, status: RunStatus, seconds: float = 0.0) -> None:
-        """Say in `run.json` what the cell is and how it stands; a found run says so already.
+        """Say in `run.json` what the cell is and how it stands; of a found run, which says so
+        already, how the systems that were added to it were made.
 
         Each system keeps the settings that its scores were made with: an earlier command may have
         made some of them, with others.
         """
-        if self.cell.found:
-            return
         run = self.cell.run
         previous = previous_manifest(run)
         manifest = cell_manifest(
@@ -170,8 +169,18 @@ class OpenCell:
         )
         lacking = {found.system.name for found in self.missing} | {s.name for s in self.light}
         made = [n for n in self.cell.systems if status == "finished" or n not in lacking]
-        settings = dict.fromkeys(made, manifest["config"])
-        manifest["settings"] = {**previous.get("settings", {}), **settings}
+        if self.cell.found:
+            made = [name for name in made if name in lacking]
+        as_made = {
+            "settings": dict.fromkeys(made, manifest["config"]),
+            "training": {n: how for n, how in manifest["training"].items() if n in made},
+        }
+        kept = {key: {**previous.get(key, {}), **values} for key, values in as_made.items()}
+        if self.cell.found:
+            if made:
+                run.write_manifest({**previous, **kept})
+            return
+        manifest |= kept
         spent = (previous.get("seconds") or 0.0) + seconds
         run.write_manifest({**manifest, "status": status, "seconds": round(spent, 2)})
 

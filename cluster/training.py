@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,12 +141,17 @@ def _train_bounded(task: TrainingTask, dataset: Location, queue: Queue, plan: Pl
             lambda event: send(queue, event),
         )
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)
         raise ResourceError.of(
             f"training of {task.title} does not fit into its part of the GPU",
             found=str(error).splitlines()[0],
             remedy="--concurrent-trainings 1, a smaller --batch-size, --gradient-checkpointing, "
             "or --lora-rank 8",
         ) from None
+    except BaseException as error:
+        # Its frames would hold trainer and model as long as it is on its way.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         hand_back_memory()
         if task.device == "cuda":

@@ -32,7 +32,8 @@ def training_of_candidate(
 
 def takes(needed: float, left: float) -> str:
     """Say why something is left out."""
-    return f"it would take about {duration(needed)}, and {duration(max(left, 0.0))} were left"
+    remains = f"{duration(left)} were left" if left > 0 else "the budget is used up"
+    return f"it would take about {duration(needed)}, and {remains}"
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,10 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser; new weights get a rate of their own, which follows the schedule."""
-        made: torch.optim.Optimizer = super().create_optimizer(model)
+        made: torch.optim.Optimizer | None = self.optimizer
+        if made is not None:
+            return made
+        made = super().create_optimizer(model)
         new = {id(weight) for weight in self._objective.new_weights}
         if self._head_rate == 1.0 or not new:
             return made

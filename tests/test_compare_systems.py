@@ -186,6 +186,7 @@ def test_scores_keep_the_settings_that_they_were_made_with(compared, shared_ray,
     manifest = run.manifest()
     assert manifest["config"]["training"]["epochs"] == 7
     assert manifest["settings"]["class-lm"]["training"]["epochs"] == 1
+    assert manifest["training"]["class-lm"]["epochs"] == 1
     report = json.loads((folder / "out" / "report.json").read_text())
     assert {system["name"] for system in report["systems"]} == {"naive-bayes"}
     runs = (str(run.path), str(cell(folder, 5).path))

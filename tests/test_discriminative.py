@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder, make_tokenizer
+from run_fixtures import make_config
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 from task_fixtures import examples_of, job_of, labelled_task
@@ -24,17 +25,20 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
+from cluster.preparation import model_digest
 from gencls_core.class_models import ClassModel
 from gencls_core.classifier_loading import load_classifier, load_trained, wrap_classifier
 from gencls_core.classifiers import Classifier, text_batches
 from gencls_core.config import ScoringConfig, SequenceConfig, TrainingConfig
+from gencls_core.datasets import ingest
 from gencls_core.errors import ModelError, TrainingError
 from gencls_core.model_source import ResolvedModel
 from gencls_core.objectives import load_objective
 from gencls_core.objectives.classification import ClassificationObjective
 from gencls_core.posterior import posterior_of, read_likelihoods, resolve_prior
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardKey
-from gencls_core.scoring_job import ScoringJob
+from gencls_core.scoring_job import ModelSystem, ScoringJob
+from gencls_core.systems.conditional_lm import JointLm
 from gencls_core.systems.discriminative import ClassifierScores, Discriminative
 from gencls_core.training import TrainingTask, train_class
 from gencls_core.training_loop import ObjectiveTrainer, trainer_arguments
@@ -287,6 +291,22 @@ def test_learns_what_is_planted(bases, tmp_path, architecture, plant):
     assert trained.training.validation_perplexity is None
     _, accuracy = nll_and_accuracy(make_job(trained, base), plant(40, 3))
     assert accuracy >= 0.9
+
+
+def test_a_rate_of_the_head_names_another_model(tmp_path):
+    config = make_config(tmp_path)
+    dataset = ingest(config.data, tmp_path / "dataset")
+
+    def digest(system: ModelSystem, **training: object) -> str:
+        changed = config.training.model_copy(update=training)
+        changed = config.model_copy(update={"training": changed})
+        return model_digest(changed, dataset, system, "base", "fp32", "")
+
+    plain = digest(Discriminative())
+    # Models of before there was such a rate had none: they stay what they are.
+    assert digest(Discriminative(), head_rate=1.0) == plain
+    assert digest(Discriminative(), head_rate=10.0) != plain
+    assert digest(JointLm(), head_rate=10.0) == digest(JointLm())
 
 
 @pytest.mark.parametrize("lora_rank", [None, 2])

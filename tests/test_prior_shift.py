@@ -151,8 +151,6 @@ def test_a_report_by_it(tmp_path):
 
 def test_two_priors_are_one_too_many(tmp_path):
     run = make_run(tmp_path / "run")
-    code, said = gencls(
-        "report", str(run.path), "--prior", "uniform", "--prior-from", "unlabelled"
-    )
+    code, said = gencls("report", str(run.path), "--prior", "uniform", "--prior-from", "unlabelled")
     assert code == 2
     assert "not both" in said

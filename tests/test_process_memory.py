@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import gencls_core.training
 from benchmarks.memory_bars import word_model
+from cluster.training import _train_bounded
+from gencls_core.datasets.dataset import Dataset
+from gencls_core.errors import TrainingError
 from gencls_core.process_memory import products_of_a_layer
 from gencls_core.products import has_onednn
 
@@ -84,13 +91,32 @@ def test_memory_does_not_grow_with_the_shapes_of_batches(tmp_path):
     assert bounded < 0.4 * unbounded
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's heap")
 def test_a_worker_that_waits_has_handed_its_memory_back():
     done = subprocess.run(
         [sys.executable, "-c", HANDED_BACK], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 350
+
+
+def test_a_training_that_failed_holds_nothing(monkeypatch, tmp_path):
+    """Its error is on its way to the driver while the worker waits for the next class."""
+    held = []
+
+    def fails(task, on_event):
+        trainer = torch.nn.Linear(4, 4)
+        trainer.me = [trainer]
+        held.append(weakref.ref(trainer))
+        raise TrainingError("the loss is no number")
+
+    monkeypatch.setattr(gencls_core.training, "train_class", fails)
+    monkeypatch.setattr(Dataset, "open", lambda path: path)
+    task = SimpleNamespace(device="cpu", compiled=False, with_texts=lambda dataset: task)
+    with pytest.raises(TrainingError) as error:
+        _train_bounded(task, tmp_path, queue=None, plan=None)
+    assert held[0]() is None
+    assert "no number" in str(error.value)
 
 
 @pytest.mark.parametrize(("context", "products"), [(1024, 28), (2**17, 128), (None, 128)])

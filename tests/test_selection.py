@@ -101,6 +101,20 @@ def test_what_settings_leave_open_follows_from_what_is_trained(
     assert taken.head_rate == (3 if objective == "classification" else 1)
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_fine_tune_of_few_texts_goes_fast_as_a_whole(adapter):
+    few, many = (
+        TrainingConfig().resolved("classification", adapter=adapter, texts=texts)
+        for texts in (255, 256)
+    )
+    assert few.learning_rate == 2 * many.learning_rate
+    assert few.head_rate == 1 < many.head_rate
+    # A rate that was asked for is that of all weights.
+    given = TrainingConfig(learning_rate=3e-5)
+    taken = given.resolved("classification", adapter=adapter, texts=1000)
+    assert (taken.learning_rate, taken.head_rate) == (3e-5, 1)
+
+
 def test_few_texts_are_gone_through_more_often_to_tell_classes_apart():
     def epochs(texts: int) -> float:
         return TrainingConfig().resolved("joint", adapter=False, texts=texts).epochs

@@ -15,7 +15,7 @@ from typing import Any
 from gencls_core.class_models import ClassModel
 from gencls_core.comparison.same_texts import require_same_texts, with_other_texts
 from gencls_core.comparison.settings import settings_of
-from gencls_core.config import RunConfig
+from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError, UsageError
@@ -202,6 +202,7 @@ def _require_same_texts(
 def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemRun:
     manifest = run.manifest()
     config, dataset = _config_of(run, manifest, system), run.dataset()
+    trained = manifest.get("training", {}).get(system)
     records = run.scores.records(system)
     calibrated = inference.calibrated is not None
     chosen = inference.calibrated if inference.calibrated is not None else inference.log_posterior
@@ -212,7 +213,13 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
         seeds=(config.data.seed_of_sample, config.training.seed),
         sample=None if system in UNTRAINED else config.data.max_samples,
         train_texts=_train_texts(dataset, config.data.max_samples),
-        settings=settings_of(config, system, inference.matrix, dataset.split("train").rows),
+        settings=settings_of(
+            config,
+            system,
+            inference.matrix,
+            dataset.split("train").rows,
+            None if trained is None else ResolvedTraining(**trained),
+        ),
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
         uncalibrated_accuracy=_accuracy(inference) if calibrated else None,
@@ -224,15 +231,7 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
 def _config_of(run: RunDirectory, manifest: dict[str, Any], system: str) -> RunConfig:
     """Give the settings that a system's scores were made with; mostly those of the run."""
     values = manifest.get("settings", {}).get(system, manifest["config"])
-    config = parse_run_config(values, place=uri_of(run.manifest_path))
-    trained = manifest.get("training", {}).get(system)
-    if trained is None:
-        return config
-    # What it was trained with, not what would follow from its settings today; a run of before there
-    # was a mean of weights, or a rate of the head, says nothing of them, and has none.
-    known = {"average_weights": False, "head_rate": 1.0} | trained
-    taken = {name: known[name] for name in ("learning_rate", "average_weights", "head_rate")}
-    return config.model_copy(update={"training": config.training.model_copy(update=taken)})
+    return parse_run_config(values, place=uri_of(run.manifest_path))
 
 
 def _train_texts(dataset: Dataset, sample: int | None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from gencls_core.config import (
-    COMPARING,
     RecipeConfig,
     ResolvedTraining,
     RunConfig,
@@ -28,8 +27,17 @@ _NOT_A_SETTING = {
 result, or none that is compared."""
 
 
+_LEFT_OPEN = ("learning_rate", "head_rate", "epochs", "warmup")
+"""What follows from the kind of model where it is not given, and from the number of texts."""
+_MANY_TEXTS = 10**9
+
+
 def settings_of(
-    config: RunConfig, system: str, scores: LikelihoodMatrix, train_rows: int
+    config: RunConfig,
+    system: str,
+    scores: LikelihoodMatrix,
+    train_rows: int,
+    trained: ResolvedTraining | None = None,
 ) -> dict[str, Any]:
     """Give every setting that a system's scores and posteriors depend on.
 
@@ -38,6 +46,7 @@ def settings_of(
         system: the system.
         scores: its scores.
         train_rows: number of texts that it learned from.
+        trained: how, as the run recorded it; default: as it would be today.
     """
     sections: list[Section] = [config.data]
     settings: dict[str, Any] = {}
@@ -59,38 +68,34 @@ def settings_of(
         values = section.model_dump(mode="json")
         settings |= {name: v for name, v in values.items() if name not in _NOT_A_SETTING}
     if known is not None and known.objective is not None:
-        settings |= _what_training_leaves_open(config, known, train_rows)
+        settings |= _training_as_taken(config, known, train_rows, trained)
     if known is not None and known.base == "masked":
         del settings["model"], settings["revision"]
     return settings
 
 
-def _what_training_leaves_open(
-    config: RunConfig, known: ModelSystem, train_rows: int
+def _training_as_taken(
+    config: RunConfig, known: ModelSystem, train_rows: int, trained: ResolvedTraining | None
 ) -> dict[str, Any]:
-    """Give rate, epochs and warm-up as they are taken: asked for or not, the same is the same.
+    """Give rate, epochs and warm-up as they were taken: said or not, the same is the same.
 
-    What follows from the number of texts stays open: it makes no other system of a point of a
+    What was left to the number of texts is named so: it makes no other system of a point of a
     learning curve.
     """
+    left_open = config.training.model_copy(update=dict.fromkeys(_LEFT_OPEN))
 
-    def resolved(training: TrainingConfig) -> ResolvedTraining:
-        return training.resolved(
-            known.objective,
-            adapter=config.model.lora_rank is not None,
-            texts=train_rows,
-        )
+    def resolved(training: TrainingConfig, texts: int) -> ResolvedTraining:
+        adapter = config.model.lora_rank is not None
+        return training.resolved(known.objective, adapter=adapter, texts=texts)
 
-    taken = resolved(config.training)
-    found: dict[str, Any] = {
-        "learning_rate": taken.learning_rate,
-        "average_weights": taken.average_weights,
-        "head_rate": taken.head_rate,
-    }
-    for name in ("epochs", "warmup"):
-        by_itself = getattr(resolved(config.training.model_copy(update={name: None})), name)
-        follows = known.objective in COMPARING and getattr(taken, name) == by_itself
-        found[name] = "as few texts need" if follows else getattr(taken, name)
+    taken = trained or resolved(config.training, train_rows)
+    few, these, many = (resolved(left_open, texts) for texts in (1, train_rows, _MANY_TEXTS))
+    found: dict[str, Any] = {"average_weights": taken.average_weights}
+    for name in _LEFT_OPEN:
+        value = getattr(taken, name)
+        follows = getattr(config.training, name) is None and value == getattr(these, name)
+        depends = getattr(few, name) != getattr(many, name)
+        found[name] = "by the number of texts" if follows and depends else value
     return found
 
 
