@@ -191,7 +191,7 @@ class Choice:
         tried.parts = make_parts(tried.first, judged, parts, self._lease)
         if judged > there_is_time_for:
             yield Note(
-                f"{counted(judged, 'part')} of {parts} are judged, so that there are "
+                f"judging {counted(judged, 'part')} of {parts}, so that there are "
                 f"{MIN_HELD_OUT} texts to rest on: about {duration(judged * needed)}"
             )
         elif judged < parts:

@@ -12,6 +12,7 @@ _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
 
 def duration(seconds: float) -> str:
     """Give a time in the two largest units that matter: `27.4 s`, `3 min 12 s`, `2 d 5 h`."""
+    seconds = max(seconds, 0.0)  # clocks of two machines may differ
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 60:

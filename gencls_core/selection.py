@@ -31,7 +31,7 @@ __all__ = [
     "part_name",
 ]
 
-_RATES = (2.0, 0.5)
+_RATE_MULTIPLES = (2.0, 0.5)
 """Other learning rates that joint tuning is tried with, as multiples of its default."""
 
 
@@ -98,7 +98,7 @@ def candidates_of(config: RunConfig) -> tuple[Candidate, ...]:
         default = config.training.resolved(
             "joint", adapter=config.model.lora_rank is not None, texts=1
         ).learning_rate
-        rates += [factor * default for factor in _RATES]
+        rates += [factor * default for factor in _RATE_MULTIPLES]
     return (
         *(Candidate("joint", rate) for rate in rates),
         Candidate("conditional", None),

@@ -261,7 +261,7 @@ def test_without_a_budget_enough_parts_are_judged(data, tmp_path, monkeypatch):
     events = list(run_all(config))
     assert trained(events) == ["joint-lm"] * 4
     notes = " ".join(event.message for event in events if isinstance(event, Note))
-    assert "3 parts of 4 are judged, so that there are 50 texts to rest on" in notes
+    assert "judging 3 parts of 4, so that there are 50 texts to rest on" in notes
     selection = RunDirectory(tmp_path / "run").manifest()["selection"]
     assert (selection["parts"], selection["cut_into"]) == (3, 4)
     assert selection["held_out_texts"] >= 50

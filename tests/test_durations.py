@@ -10,6 +10,7 @@ from gencls_core.durations import duration, seconds_of
 @pytest.mark.parametrize(
     ("seconds", "written"),
     [
+        (-5, "0 ms"),
         (0.02, "20 ms"),
         (9.96, "10.0 s"),
         (61.4, "1 min 1 s"),
