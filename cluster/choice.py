@@ -15,7 +15,6 @@ from cluster.failures import FAILURES, reason_of
 from cluster.preparation import Preparation
 from cluster.trial import Outcome, Trial
 from cluster.trial_costs import Costs, takes
-from cluster.workload import training_of
 from gencls_core.config import MIN_HELD_OUT, RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.durations import duration
@@ -63,12 +62,6 @@ def _trial_of(name: str, config: RunConfig, first: Preparation, part: Part | Non
     settings, system = _settings_of(name, config), MODEL_SYSTEMS.get(name)
     if part is None:
         return Trial.of(name, settings, first, system=system)
-    if system is not None:
-        # With fewer texts a part might get another rate, and judge another model.
-        whole = training_of(settings, first.dataset, system)
-        rates = {"learning_rate": whole.learning_rate, "head_rate": whole.head_rate}
-        training = settings.training.model_copy(update=rates)
-        settings = settings.model_copy(update={"training": training})
     folder = part_name(part.number, name)
     return Trial.of(folder, settings, first, dataset=part.dataset, system=system)
 

@@ -37,9 +37,6 @@ def key_of(config: RunConfig, first: Preparation, *, scores: bool) -> str:
     sections = [config.model, config.sequence, config.training, config.recipe]
     settings = [section.model_dump(mode="json") for section in sections]
     del settings[-1]["folds"]
-    # Choices were made before there was such a setting.
-    if settings[2]["head_rate"] is None:
-        del settings[2]["head_rate"]
     parts = parts_of(config, first.dataset) if scores else 0
     return digest_of(
         {

@@ -47,14 +47,7 @@ class TrainingConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="Peak learning rate; default: 5e-5, the original experiment's, and 1e-4 for a "
-        "language model of all classes, and for a discriminative fine-tune of fewer than 256 "
-        "texts; of a LoRA adapter five times that.",
-    )
-    head_rate: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="Learning rate of a discriminative fine-tune's new head, in multiples of "
-        "--learning-rate; default: 1, and 10 (beside a LoRA adapter 2) where 256 texts or more "
-        "leave the rate to it.",
+        "model of all classes; of a LoRA adapter five times that.",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Decay of the learning rate after the warm-up."
@@ -101,9 +94,7 @@ class TrainingConfig(Section):
         # Each step sees about so many texts, unless it is asked for tokens.
         batch = self.batch_size * self.gradient_accumulation
         if rate is None:
-            rate = _RATES.get(objective, _RATE)
-            if objective == "classification" and texts < _MANY_TEXTS:
-                rate = _RATE_OF_FEW
+            rate = _RATE_OF_ALL if objective in _OF_ALL_CLASSES else _RATE
             rate *= _RATE_OF_ADAPTER if adapter else 1
         if epochs is None:
             enough = math.ceil(_ENOUGH_STEPS * batch / max(texts, 1)) if compares else 0
@@ -118,17 +109,7 @@ class TrainingConfig(Section):
         average = compares if self.average_weights is None else self.average_weights
         values |= {"learning_rate": rate, "epochs": epochs, "warmup": warmup}
         values |= {"average_weights": average}
-        values |= {"head_rate": self._head_rate(objective, adapter=adapter, texts=texts)}
         return ResolvedTraining(**values)
-
-    def _head_rate(self, objective: ObjectiveName | None, *, adapter: bool, texts: int) -> float:
-        if objective != "classification":
-            return 1.0  # there is no head but the base's own
-        if self.head_rate is not None:
-            return self.head_rate
-        if self.learning_rate is not None or texts < _MANY_TEXTS:
-            return 1.0
-        return _HEAD_RATE / _RATE_OF_ADAPTER if adapter else _HEAD_RATE
 
 
 class ResolvedTraining(TrainingConfig):
@@ -138,7 +119,6 @@ class ResolvedTraining(TrainingConfig):
     learning_rate: float
     warmup: float
     average_weights: bool = False
-    head_rate: float = 1.0
 
 
 _EPOCHS, _MOST_EPOCHS = 3, 10
@@ -149,12 +129,8 @@ _ENOUGH_WARMUP = 7
 """Steps before the full rate. With two, Adam's first steps, nearly as long for every weight, may
 lose what the base knows: its moments still rest on a handful of texts (Mosbach et al. 2021, On the
 Stability of Fine-tuning BERT)."""
-_RATE = 5e-5
-_RATES: dict[ObjectiveName | None, float] = {"conditional": 1e-4, "joint": 1e-4}
-_MANY_TEXTS, _RATE_OF_FEW, _HEAD_RATE = 256, 1e-4, 10.0
-"""A head drawn at random has further to go than a trunk that knows the language. In few steps a
-high rate for both is best; in many the trunk loses by it what it knows, and at the lower rate many
-classes stay untold unless the head goes faster (docs/accuracy.md)."""
+_RATE, _RATE_OF_ALL = 5e-5, 1e-4
+_OF_ALL_CLASSES = frozenset({"conditional", "joint", "classification"})
 _RATE_OF_ADAPTER = 5
 """An adapter wants a higher rate than all weights (Schulman et al. 2025, LoRA Without Regret)."""
 

@@ -72,9 +72,6 @@ def training_digest(
     # Models that were trained before there was a mean are those trained without.
     if not settings["average_weights"]:
         del settings["average_weights"]
-    # Nor had a head a rate of its own.
-    if settings["head_rate"] == 1.0:
-        del settings["head_rate"]
     parts = {
         "format": CLASS_MODEL_FORMAT,
         "class": class_name,

@@ -135,7 +135,6 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         self._lengths = objective.lengths
         self._tokens_per_pass = max(task.tokens_per_pass, 1)
         self._precision = task.precision
-        self._head_rate = task.resolved_training.head_rate
         self._working_copy = None
         if task.precision == "bf16" and task.device == "cpu":
             self._working_copy = WorkingCopy(objective.model, torch.bfloat16)
@@ -219,24 +218,6 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc]
         if not self.args.load_best_model_at_end and self._average.count > 1:
             self._average.swap()
         return output
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser; new weights get a rate of their own, which follows the schedule."""
-        made: torch.optim.Optimizer | None = self.optimizer
-        if made is not None:
-            return made
-        made = super().create_optimizer(model)
-        new = {id(weight) for weight in self._objective.new_weights}
-        if self._head_rate == 1.0 or not new:
-            return made
-        for group in list(made.param_groups):
-            faster = [weight for weight in group["params"] if id(weight) in new]
-            if faster:
-                group["params"] = [weight for weight in group["params"] if id(weight) not in new]
-                made.add_param_group(
-                    group | {"params": faster, "lr": group["lr"] * self._head_rate}
-                )
-        return made
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """Give batches of text numbers."""

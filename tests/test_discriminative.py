@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import ARCHITECTURES, CORPUS, make_model_folder, make_tokenizer
-from run_fixtures import make_config
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 from task_fixtures import examples_of, job_of, labelled_task
@@ -25,23 +24,18 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from cluster.preparation import model_digest
 from gencls_core.class_models import ClassModel
 from gencls_core.classifier_loading import load_classifier, load_trained, wrap_classifier
 from gencls_core.classifiers import Classifier, text_batches
 from gencls_core.config import ScoringConfig, SequenceConfig, TrainingConfig
-from gencls_core.datasets import ingest
 from gencls_core.errors import ModelError, TrainingError
 from gencls_core.model_source import ResolvedModel
-from gencls_core.objectives import load_objective
 from gencls_core.objectives.classification import ClassificationObjective
 from gencls_core.posterior import posterior_of, read_likelihoods, resolve_prior
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardKey
-from gencls_core.scoring_job import ModelSystem, ScoringJob
-from gencls_core.systems.conditional_lm import JointLm
+from gencls_core.scoring_job import ScoringJob
 from gencls_core.systems.discriminative import ClassifierScores, Discriminative
 from gencls_core.training import TrainingTask, train_class
-from gencls_core.training_loop import ObjectiveTrainer, trainer_arguments
 
 CLASSES = ("p before q", "Sci/Tech", "ünïcödé")
 CONTEXT = 64
@@ -291,66 +285,6 @@ def test_learns_what_is_planted(bases, tmp_path, architecture, plant):
     assert trained.training.validation_perplexity is None
     _, accuracy = nll_and_accuracy(make_job(trained, base), plant(40, 3))
     assert accuracy >= 0.9
-
-
-def test_a_rate_of_the_head_names_another_model(tmp_path):
-    config = make_config(tmp_path)
-    dataset = ingest(config.data, tmp_path / "dataset")
-
-    def digest(system: ModelSystem, **training: object) -> str:
-        changed = config.training.model_copy(update=training)
-        changed = config.model_copy(update={"training": changed})
-        return model_digest(changed, dataset, system, "base", "fp32", "")
-
-    plain = digest(Discriminative())
-    # Models of before there was such a rate had none: they stay what they are.
-    assert digest(Discriminative(), head_rate=1.0) == plain
-    assert digest(Discriminative(), head_rate=10.0) != plain
-    assert digest(JointLm(), head_rate=10.0) == digest(JointLm())
-
-
-@pytest.mark.parametrize("lora_rank", [None, 2])
-def test_a_new_head_learns_at_a_rate_of_its_own(bases, tmp_path, architecture, lora_rank):
-    """Adam's first step is as long as the rate, whatever the gradient's size."""
-
-    def moved(head_rate: float) -> dict[str, float]:
-        training = TrainingConfig(
-            epochs=1, batch_size=8, learning_rate=1e-4, warmup=0, head_rate=head_rate,
-            schedule="constant", weight_decay=0.0, average_weights=False,
-        )  # fmt: skip
-        task = make_task(
-            bases[architecture], tmp_path / str(head_rate), marked(8, 1), [],
-            training=training, lora_rank=lora_rank,
-        )  # fmt: skip
-        objective = load_objective(task)
-        begun = {
-            name: weight.detach().clone()
-            for name, weight in objective.model.named_parameters()
-            if weight.requires_grad
-        }
-        made = ObjectiveTrainer(
-            objective=objective, task=task, on_progress=None,
-            before_save=lambda: None, after_save=lambda: None,
-            args=trainer_arguments(
-                task.resolved_training, output_dir=tmp_path / "t", precision="fp32", use_cpu=True,
-                evaluate=False, keep_best=False, total_steps=1,
-            ),
-        )  # fmt: skip
-        made.train()
-        after = dict(objective.model.named_parameters())
-        return {
-            name: float((after[name].detach() - weight).abs().max())
-            for name, weight in begun.items()
-        }
-
-    same, faster = moved(1.0), moved(7.0)
-    heads = [name for name in same if "score" in name.split(".")]
-    assert len(heads) == 1
-    for name in same:
-        assert same[name] == pytest.approx(1e-4 if same[name] else 0, rel=0.02)
-        factor = 7 if name in heads else 1
-        assert faster[name] == pytest.approx(factor * same[name], rel=0.02)
-    assert same[heads[0]]
 
 
 def test_early_stopping_keeps_the_best_epoch(bases, tmp_path):

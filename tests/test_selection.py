@@ -77,42 +77,23 @@ def test_a_candidate_changes_recipe_rate_and_ensemble_alone():
 
 
 @pytest.mark.parametrize(
-    ("objective", "adapter", "epochs", "rate", "head_rate"),
+    ("objective", "adapter", "epochs", "rate"),
     [
-        ("causal", False, 3, 5e-5, 1),
-        ("causal", True, 3, 25e-5, 1),
-        ("conditional", False, 3, 1e-4, 1),
-        ("joint", False, 3, 1e-4, 1),
-        ("joint", True, 3, 5e-4, 1),
-        ("classification", False, 3, 5e-5, 10),
-        ("classification", True, 3, 25e-5, 2),
+        ("causal", False, 3, 5e-5),
+        ("masked", False, 3, 5e-5),
+        ("causal", True, 3, 25e-5),
+        ("conditional", False, 3, 1e-4),
+        ("joint", False, 3, 1e-4),
+        ("joint", True, 3, 5e-4),
+        ("classification", False, 3, 1e-4),
     ],
 )
-def test_what_settings_leave_open_follows_from_what_is_trained(
-    objective, adapter, epochs, rate, head_rate
-):
+def test_what_settings_leave_open_follows_from_what_is_trained(objective, adapter, epochs, rate):
     found = TrainingConfig().resolved(objective, adapter=adapter, texts=10_000)
-    assert (found.epochs, found.head_rate) == (epochs, head_rate)
-    assert found.learning_rate == pytest.approx(rate)
-    given = TrainingConfig(epochs=1.5, learning_rate=7e-5, head_rate=3)
+    assert (found.epochs, found.learning_rate) == (epochs, pytest.approx(rate))
+    given = TrainingConfig(epochs=1.5, learning_rate=7e-5)
     taken = given.resolved(objective, adapter=adapter, texts=10_000)
     assert (taken.epochs, taken.learning_rate) == (1.5, 7e-5)
-    # Only a classifier has a new head.
-    assert taken.head_rate == (3 if objective == "classification" else 1)
-
-
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_fine_tune_of_few_texts_goes_fast_as_a_whole(adapter):
-    few, many = (
-        TrainingConfig().resolved("classification", adapter=adapter, texts=texts)
-        for texts in (255, 256)
-    )
-    assert few.learning_rate == 2 * many.learning_rate
-    assert few.head_rate == 1 < many.head_rate
-    # A rate that was asked for is that of all weights.
-    given = TrainingConfig(learning_rate=3e-5)
-    taken = given.resolved("classification", adapter=adapter, texts=1000)
-    assert (taken.learning_rate, taken.head_rate) == (3e-5, 1)
 
 
 def test_few_texts_are_gone_through_more_often_to_tell_classes_apart():

@@ -27,7 +27,7 @@ _NOT_A_SETTING = {
 result, or none that is compared."""
 
 
-_LEFT_OPEN = ("learning_rate", "head_rate", "epochs", "warmup")
+_LEFT_OPEN = ("learning_rate", "epochs", "warmup")
 """What follows from the kind of model where it is not given, and from the number of texts."""
 _MANY_TEXTS = 10**9
 

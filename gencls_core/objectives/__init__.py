@@ -34,10 +34,6 @@ class Objective(Protocol[Part]):
     def model(self) -> nn.Module:
         """What is trained."""
 
-    @property
-    def new_weights(self) -> list[nn.Parameter]:
-        """Those drawn at random, where the rest knows the language: they may learn faster."""
-
     def compute_with(self, copied: nn.Module) -> None:
         """Let texts go through a copy of the model from now on."""
 

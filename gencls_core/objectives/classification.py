@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencls_core.classifier_loading import add_adapter, load_classifier
-from gencls_core.classifiers import HEAD, Classifier, ReadText, text_batches
-from gencls_core.models import plain_model
+from gencls_core.classifiers import Classifier, ReadText, text_batches
 from gencls_core.objectives.texts import OfTexts, refuse_absent_classes
 from gencls_core.training_task import TrainingTask
 
@@ -50,12 +49,6 @@ class ClassificationObjective(OfTexts[Classifier, ReadText]):
             for texts in (task.texts, task.validation_texts)
         )
         return cls(classifier, texts, task.labels, held_out, task.validation_labels)
-
-    @property
-    def new_weights(self) -> list[nn.Parameter]:
-        """The head's."""
-        head: nn.Module = getattr(plain_model(self.model), HEAD)
-        return [weight for weight in head.parameters() if weight.requires_grad]
 
     def passes(self, numbers: Sequence[int], tokens: int, epoch: int) -> Iterator[list[int]]:
         """Cut texts into passes of similar length."""

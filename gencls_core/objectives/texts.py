@@ -35,11 +35,6 @@ class OfTexts(Generic[LM, Text]):
         """What is trained."""
         return self._lm.model
 
-    @property
-    def new_weights(self) -> list[nn.Parameter]:
-        """None beside the base's own, or all of them."""
-        return []
-
     def compute_with(self, copied: nn.Module) -> None:
         """Let texts go through a copy of the model from now on."""
         self._computing = replace(self._lm, model=copied)
