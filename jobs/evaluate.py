@@ -83,6 +83,11 @@ TOKENS_PER_TEXT = 512
     show_default=True,
     help="Where the predictions go: .parquet, .csv or .jsonl.",
 )
+@click.option(
+    "--costs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV (label,decided,cost): also decide by the lowest expected cost.",
+)
 @section_options(
     "data",
     leave_out=(
@@ -96,7 +101,9 @@ TOKENS_PER_TEXT = 512
     ),
 )
 @section_options("scoring", "posterior", "compute")
-def classify_command(model_dir: Location, texts: Path, output: Path, **flags: Any) -> None:
+def classify_command(
+    model_dir: Location, texts: Path, output: Path, costs: Path | None, **flags: Any
+) -> None:
     """Label new texts with trained class models.
 
     TEXTS is a CSV, JSONL or Parquet file, or a .txt file with one text a line; no labels needed.
@@ -119,17 +126,20 @@ def classify_command(model_dir: Location, texts: Path, output: Path, **flags: An
     data = parse_section(DataConfig, {"data": str(texts), **values.pop("data", {})})
 
     from cluster.evaluation import classify_texts
+    from gencls_core.cost_matrix import read_costs
     from gencls_core.events import StageFinished
     from gencls_core.report import predict
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
 
+    by_costs = costs and read_costs(costs, RunDirectory(model_dir).manifest()["classes"])
     events = draw(classify_texts(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
     run = RunDirectory(as_location(finished.message))
     rows = predict(
         run,
         output,
+        costs=by_costs,
         prior=flags["prior"],
         ensemble=flags["ensemble"],
         models_of=RunDirectory(model_dir),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from gencls_core.remote_path import Location
@@ -19,12 +21,21 @@ __all__ = ["report_command"]
     help="Estimate the prior from the test texts' likelihoods; their labels are not read.",
 )
 @click.option(
+    "--costs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV (label,decided,cost): decide by the lowest expected cost, beside the likeliest.",
+)
+@click.option(
     "--ensemble",
     type=click.Choice(["none", "auto", "tfidf", "nbsvm", "discriminative"]),
     help="Which scored system stands beside the likelihoods; default: the run's.",
 )
 def report_command(
-    run: Location, prior: str | None, prior_from: str | None, ensemble: str | None
+    run: Location,
+    prior: str | None,
+    prior_from: str | None,
+    costs: Path | None,
+    ensemble: str | None,
 ) -> None:
     """Rebuild a run's report from its Parquet scores alone; no text is scored again.
 
@@ -32,6 +43,7 @@ def report_command(
       gencls report runs/agnews
       gencls report runs/agnews --prior uniform
       gencls report runs/agnews --prior-from unlabelled
+      gencls report runs/agnews --costs costs.csv
       gencls report runs/agnews --ensemble none
     """
     from gencls_core.report import build_report
@@ -41,5 +53,5 @@ def report_command(
     if prior and prior_from:
         raise click.UsageError("give --prior or --prior-from, not both: each is the whole prior")
     directory = RunDirectory(run)
-    build_report(directory, prior=prior_from or prior, ensemble=ensemble)
+    build_report(directory, prior=prior_from or prior, ensemble=ensemble, costs=costs)
     print_summary(directory.report_path)

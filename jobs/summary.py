@@ -59,6 +59,11 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
         name = system_title(ensemble["system"])
         sentence = f"{name} {what}: {ensemble['reason']}."
         console.print(sentence[0].upper() + sentence[1:], markup=False)
+    if (made := report.get("decisions")) is not None:
+        from gencls_core.report.schema import DecisionReport
+        from gencls_core.report.words import decisions
+
+        console.print(decisions(DecisionReport.model_validate(made)), markup=False)
     console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
 

@@ -6,14 +6,17 @@ else: a report can be rebuilt anywhere the run directory can be read, without to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from gencls_core.calibration import Pool
+from gencls_core.cost_matrix import CostMatrix, read_costs
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError
 from gencls_core.metrics import Metrics, evaluate, perplexities, wilson_interval
@@ -37,6 +40,7 @@ from gencls_core.report.schema import (
     CalibrationReport,
     ClassReport,
     DatasetReport,
+    DecisionReport,
     EnsembleReport,
     LikelihoodCheck,
     PerplexityReport,
@@ -62,20 +66,23 @@ def build_report(
     ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
+    costs: Path | None = None,
 ) -> Report:
     """Evaluate the test scores of a run and write predictions.parquet and report.{json,md,html}.
 
-    Arguments are those of `gencls_core.report.inference.infer`. Built twice from the same files,
-    everything but the time of writing is the same byte for byte.
+    Arguments are those of `gencls_core.report.inference.infer`, and `costs`, a file of
+    `gencls_core.cost_matrix.read_costs`: what is decided by it is shown beside. Built twice from
+    the same files, everything but the time of writing is the same byte for byte.
 
     Raises:
         DataError: when no test text has a label; predictions can still be had with `infer` and
             `write_predictions`.
         StoreError: when scores are missing or contradict each other.
-        UsageError: when the prior cannot be obeyed.
+        UsageError: when the prior cannot be obeyed, or the costs cannot be read.
     """
     manifest = run.manifest()
     system = system or system_of(manifest)
+    of_decisions = None if costs is None else read_costs(costs, manifest["classes"])
     inference = infer(run, prior=prior, ensemble=ensemble, system=system, models_of=models_of)
     dataset = run.dataset()
     if (inference.matrix.label_codes < 0).all():
@@ -87,11 +94,37 @@ def build_report(
         )
     origin = models_of or origin_of(run, manifest)
     report = _report(run, origin, manifest, inference, dataset, system)
-    write_predictions(inference, run.predictions_path)
+    if of_decisions is not None:
+        decisions = _decisions(of_decisions, inference)
+        report = report.model_copy(update={"decisions": decisions})
+    write_predictions(inference, run.predictions_path, of_decisions)
     write_json(run.report_path / "report.json", report.model_dump(mode="json"))
     _publish(run, "report.md", render_markdown(report))
     _publish(run, "report.html", render_html(report, details_of(inference, dataset)))
     return report
+
+
+def _decisions(costs: CostMatrix, inference: Inference) -> DecisionReport:
+    decided_N, expected_N = costs.decide(inference.answer)
+    likeliest_N = inference.answer.argmax(axis=1)
+    rows_N = np.flatnonzero(inference.matrix.label_codes >= 0)
+    codes_N = inference.matrix.label_codes[rows_N]
+    cost_N = costs.of(codes_N, decided_N[rows_N])
+    of_likeliest_N = costs.of(codes_N, likeliest_N[rows_N])
+    saved_N = of_likeliest_N - cost_N
+    saved = float(saved_N.mean())
+    reach = 1.96 * float(saved_N.std(ddof=1)) / math.sqrt(len(rows_N)) if len(rows_N) > 1 else 0.0
+    confusion_CC = np.zeros((len(costs.classes), len(costs.classes)), dtype=np.int64)
+    np.add.at(confusion_CC, (codes_N, decided_N[rows_N]), 1)
+    return DecisionReport(
+        costs=costs.costs_CC.tolist(),
+        mean_cost=float(cost_N.mean()),
+        mean_cost_of_likeliest=float(of_likeliest_N.mean()),
+        saved_ci95=(saved - reach, saved + reach),
+        expected_cost=float(expected_N.mean()),
+        accuracy=float((codes_N == decided_N[rows_N]).mean()),
+        confusion=confusion_CC.tolist(),
+    )
 
 
 def _publish(run: RunDirectory, name: str, text: str) -> None:

@@ -58,6 +58,13 @@ class Inference:
     """Whether the calibrated posterior is the run's answer."""
 
     @property
+    def answer(self) -> FloatArray:
+        """[N, C] nats, the posterior that the run stands by."""
+        if self.stands_by_calibrated and self.calibrated is not None:
+            return self.calibrated
+        return self.log_posterior
+
+    @property
     def calibration(self) -> Calibration | Pool | None:
         """The calibration, where there is one."""
         return None if self.fit is None else self.fit.calibration

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from gencls_core.cost_matrix import CostMatrix
 from gencls_core.errors import UsageError
 from gencls_core.remote_path import Location
 from gencls_core.report.inference import Inference, infer_by_range
@@ -41,22 +42,27 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("num_tokens", pa.int64()),
         pa.field("truncated", pa.bool_()),
         pa.field("num_windows", pa.int64()),
+        pa.field("decided", pa.string()),
+        pa.field("expected_cost", pa.float64()),
     ]
 )
 """`label` may be null; `answer` is `predicted`, or `calibrated_predicted` where the run stands by
 that (its recipe was judged, or an ensemble taken, by calibrated held-out texts); `probability` is
 that of the predicted class; `margin` the log-odds in nats between the best class and the second;
-the calibrated columns are null without calibration."""
+the calibrated columns are null without calibration; `decided` is the class with the lowest
+`expected_cost` by the answer's posterior, and both are null where no costs were given."""
 
 _GROUP_ROWS = 1 << 15
 """Rows of a Parquet row group, which are in memory as strings while they are written."""
 
-_REPEATED = ["label", "answer", "predicted", "calibrated_predicted", "num_tokens", "num_windows"]
+_REPEATED = [
+    "label", "answer", "predicted", "calibrated_predicted", "num_tokens", "num_windows", "decided",
+]  # fmt: skip
 """Columns that a dictionary makes smaller. Of ids and probabilities it would hold every value:
 twice the time to write and to read, and a larger file."""
 
 
-def prediction_tables(inference: Inference) -> Iterator[pa.Table]:
+def prediction_tables(inference: Inference, costs: CostMatrix | None = None) -> Iterator[pa.Table]:
     """Give the predictions in PREDICTION_SCHEMA, one row per text in the order of the test split.
 
     They come in parts of at most _GROUP_ROWS rows.
@@ -79,6 +85,13 @@ def prediction_tables(inference: Inference) -> Iterator[pa.Table]:
             calibrated = [names.take(pa.array(calibrated_B)), pa.array(sure_B)]
             if inference.stands_by_calibrated:
                 answer = calibrated[0]
+        by_cost: list[pa.Array] = [
+            pa.nulls(len(best_B), pa.string()),
+            pa.nulls(len(best_B), pa.float64()),
+        ]
+        if costs is not None:
+            decided_B, expected_B = costs.decide(inference.answer[part])
+            by_cost = [names.take(pa.array(decided_B)), pa.array(expected_B)]
         columns = [
             matrix.example_ids.slice(start, _GROUP_ROWS),
             labels.slice(start, _GROUP_ROWS),
@@ -90,17 +103,18 @@ def prediction_tables(inference: Inference) -> Iterator[pa.Table]:
             pa.array(matrix.num_tokens[part]),
             pa.array(matrix.truncated[part]),
             pa.array(matrix.num_windows[part]),
+            *by_cost,
         ]
         yield pa.table(columns, schema=PREDICTION_SCHEMA)
 
 
-def write_predictions(inference: Inference, path: Location) -> int:
+def write_predictions(inference: Inference, path: Location, costs: CostMatrix | None = None) -> int:
     """Publish the predictions as Parquet, CSV or JSONL, by the suffix of `path`; give the rows.
 
     Raises:
         UsageError: for another suffix.
     """
-    return _publish(prediction_tables(inference), path)
+    return _publish(prediction_tables(inference, costs), path)
 
 
 def predict(
@@ -111,6 +125,7 @@ def predict(
     ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
+    costs: CostMatrix | None = None,
 ) -> int:
     """Publish the predictions of a run's scores, however many: a shard at a time in memory.
 
@@ -125,7 +140,7 @@ def predict(
     inferences = infer_by_range(
         run, prior=prior, ensemble=ensemble, system=system, models_of=models_of
     )
-    tables = (table for inference in inferences for table in prediction_tables(inference))
+    tables = (table for inference in inferences for table in prediction_tables(inference, costs))
     return _publish(tables, path)
 
 

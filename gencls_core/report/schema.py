@@ -232,6 +232,27 @@ class TaskReport(ReportPart):
     scoring: ScoringTask = Field(description="Scoring of the test texts under this class.")
 
 
+class DecisionReport(ReportPart):
+    """Decisions with the lowest expected cost, beside the likeliest classes."""
+
+    costs: list[list[float]] = Field(
+        description="What a decision costs: rows are true classes, columns decided ones."
+    )
+    mean_cost: float = Field(description="Of a labelled text.")
+    mean_cost_of_likeliest: float = Field(description="The same, were the answer decided.")
+    saved_ci95: tuple[float, float] = Field(
+        description="95 % interval of the second minus the first, text by text (normal)."
+    )
+    expected_cost: float = Field(
+        description="Mean over all texts of what the posterior expects; far from `mean_cost` where "
+        "it is not calibrated."
+    )
+    accuracy: float = Field(description="Part of the labelled texts decided correctly.")
+    confusion: list[list[int]] = Field(
+        description="Texts: rows are true classes, columns decided ones."
+    )
+
+
 class DatasetReport(ReportPart):
     """The data that was used."""
 
@@ -280,6 +301,9 @@ class Report(ReportPart):
     )
     prior: PriorReport = Field(description="The class prior.")
     calibration: CalibrationReport | None = Field(description="Null: `notes` says why.")
+    decisions: DecisionReport | None = Field(
+        None, description="By costs of mistakes; null where none were given."
+    )
     perplexity: dict[str, PerplexityReport | None] = Field(
         description="Per class; null without test texts, or where scores are no likelihoods."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gencls_core import durations
-from gencls_core.report.schema import PriorReport, Report
+from gencls_core.report.schema import DecisionReport, PriorReport, Report
 from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.names import system_title
 
@@ -11,7 +11,9 @@ __all__ = [
     "above",
     "accuracy_sentence",
     "choice",
+    "cost",
     "count",
+    "decisions",
     "duration",
     "headline",
     "memory",
@@ -171,7 +173,26 @@ def headline(report: Report) -> list[str]:
         label = _capitalised(system_title(system))
         figures = accuracy_sentence(baseline.accuracy, baseline.accuracy_ci95)
         sentences.append(f"{label}: {figures}.")
+    if report.decisions is not None:
+        sentences.append(decisions(report.decisions))
     return sentences
+
+
+def decisions(made: DecisionReport) -> str:
+    """Say what decisions by costs cost, beside the likeliest classes."""
+    low, high = made.saved_ci95
+    saved = made.mean_cost_of_likeliest - made.mean_cost
+    return (
+        f"Decided by what mistakes cost, a text costs {cost(made.mean_cost)} in the mean; its "
+        f"likeliest class would cost {cost(made.mean_cost_of_likeliest)}, {cost(saved)} more "
+        f"(95{NBSP}% interval {cost(low)} to {cost(high)}). The posterior expected "
+        f"{cost(made.expected_cost)}. {percent(made.accuracy)} are decided correctly."
+    )
+
+
+def cost(value: float) -> str:
+    """Give a mean cost with three significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}".replace("-", "−")
 
 
 def _capitalised(words: str) -> str:
