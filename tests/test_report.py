@@ -92,6 +92,8 @@ def test_predictions(run: RunDirectory) -> None:
         "num_tokens",
         "truncated",
         "num_windows",
+        "decided",
+        "expected_cost",
     ]
     rows = table.to_pylist()
     report = Report.model_validate_json(read(run, "report.json"))

@@ -6,7 +6,6 @@ else: a report can be rebuilt anywhere the run directory can be read, without to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gencls_core.calibration import Pool
-from gencls_core.cost_matrix import CostMatrix, read_costs
+from gencls_core.cost_matrix import read_costs
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError
 from gencls_core.metrics import Metrics, evaluate, perplexities, wilson_interval
@@ -27,6 +26,7 @@ from gencls_core.posterior import (
     read_likelihoods,
 )
 from gencls_core.report.costs import tasks_of, timing_of, training_of
+from gencls_core.report.decisions import decision_report
 from gencls_core.report.details import details_of
 from gencls_core.report.fitting import CalibrationFit
 from gencls_core.report.html import render_html
@@ -40,7 +40,6 @@ from gencls_core.report.schema import (
     CalibrationReport,
     ClassReport,
     DatasetReport,
-    DecisionReport,
     EnsembleReport,
     LikelihoodCheck,
     PerplexityReport,
@@ -95,36 +94,12 @@ def build_report(
     origin = models_of or origin_of(run, manifest)
     report = _report(run, origin, manifest, inference, dataset, system)
     if of_decisions is not None:
-        decisions = _decisions(of_decisions, inference)
-        report = report.model_copy(update={"decisions": decisions})
+        report = report.model_copy(update={"decisions": decision_report(of_decisions, inference)})
     write_predictions(inference, run.predictions_path, of_decisions)
     write_json(run.report_path / "report.json", report.model_dump(mode="json"))
     _publish(run, "report.md", render_markdown(report))
     _publish(run, "report.html", render_html(report, details_of(inference, dataset)))
     return report
-
-
-def _decisions(costs: CostMatrix, inference: Inference) -> DecisionReport:
-    decided_N, expected_N = costs.decide(inference.answer)
-    likeliest_N = inference.answer.argmax(axis=1)
-    rows_N = np.flatnonzero(inference.matrix.label_codes >= 0)
-    codes_N = inference.matrix.label_codes[rows_N]
-    cost_N = costs.of(codes_N, decided_N[rows_N])
-    of_likeliest_N = costs.of(codes_N, likeliest_N[rows_N])
-    saved_N = of_likeliest_N - cost_N
-    saved = float(saved_N.mean())
-    reach = 1.96 * float(saved_N.std(ddof=1)) / math.sqrt(len(rows_N)) if len(rows_N) > 1 else 0.0
-    confusion_CC = np.zeros((len(costs.classes), len(costs.classes)), dtype=np.int64)
-    np.add.at(confusion_CC, (codes_N, decided_N[rows_N]), 1)
-    return DecisionReport(
-        costs=costs.costs_CC.tolist(),
-        mean_cost=float(cost_N.mean()),
-        mean_cost_of_likeliest=float(of_likeliest_N.mean()),
-        saved_ci95=(saved - reach, saved + reach),
-        expected_cost=float(expected_N.mean()),
-        accuracy=float((codes_N == decided_N[rows_N]).mean()),
-        confusion=confusion_CC.tolist(),
-    )
 
 
 def _publish(run: RunDirectory, name: str, text: str) -> None:
