@@ -162,14 +162,17 @@ def sources_of(*num_seeds: int) -> tuple[Source, ...]:
 
 
 def resampled_means(
-    values_K: IntArray, texts_K: IntArray, resamples: int, generator: np.random.Generator
+    values_K: IntArray | FloatArray,
+    texts_K: IntArray,
+    resamples: int,
+    generator: np.random.Generator,
 ) -> FloatArray:
     """Draw texts with replacement and give each resample's mean value: [R].
 
     Texts of one value are alike: how often each of the K values is drawn is all there is to draw.
 
     Args:
-        values_K: distinct values, whole numbers, so that equal means are equal floats.
+        values_K: distinct values; whole numbers where equal means are to be equal floats.
         texts_K: how many texts have each.
         resamples: R.
         generator: where the draws come from.

@@ -40,7 +40,8 @@ class PriorEstimate:
 
     prior: dict[str, float]
     standard_error: dict[str, float]
-    """By the sandwich formula; that the calibration was fitted, too, is not in it."""
+    """By the sandwich formula or the curvature, whichever is larger; that the calibration was
+    fitted, too, is not in it."""
     num_texts: int
 
 
@@ -121,7 +122,9 @@ def _standard_error(members: Sequence[Member], prior_C: FloatArray) -> FloatArra
     plane_CD = directions[1:].T
     bread = np.linalg.pinv(plane_CD.T @ bend_CC @ plane_CD)
     spread = plane_CD.T @ (slopes_NC.T @ slopes_NC) @ plane_CD
-    # The mean slope is none at the maximum, but for the added texts.
-    covariance_CC = plane_CD @ bread @ spread @ bread @ plane_CD.T
-    error_C: FloatArray = np.sqrt(np.clip(np.diag(covariance_CC), 0.0, None))
+    # The sandwich heeds that likelihoods are not quite right; of a class that does not occur it
+    # sees no text at all, where the curvature still knows what one more would change.
+    of_texts_C = np.diag(plane_CD @ bread @ spread @ bread @ plane_CD.T)
+    of_curve_C = np.diag(plane_CD @ bread @ plane_CD.T)
+    error_C: FloatArray = np.sqrt(np.maximum(of_texts_C, of_curve_C).clip(0.0))
     return error_C

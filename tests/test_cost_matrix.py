@@ -100,6 +100,9 @@ def test_a_report_with_costs(tmp_path):
     likeliest_N = found.answer.argmax(axis=1)[known_N]
     assert made["mean_cost_of_likeliest"] == pytest.approx(costs.of(codes_N, likeliest_N).mean())
     assert made["mean_cost"] < made["mean_cost_of_likeliest"]
+    low, high = made["saved_ci95"]
+    assert 0 <= low < made["mean_cost_of_likeliest"] - made["mean_cost"] < high
+    assert made["expected_cost"] == pytest.approx(expected_N[known_N].mean())
     assert np.sum(made["confusion"]) == known_N.sum()
     assert np.trace(made["confusion"]) / known_N.sum() == pytest.approx(made["accuracy"])
     assert "Decided by what mistakes cost" in said

@@ -240,12 +240,13 @@ class DecisionReport(ReportPart):
     )
     mean_cost: float = Field(description="Of a labelled text.")
     mean_cost_of_likeliest: float = Field(description="The same, were the answer decided.")
-    saved_ci95: tuple[float, float] = Field(
-        description="95 % interval of the second minus the first, text by text (normal)."
+    saved_ci95: tuple[float, float] | None = Field(
+        description="95 % interval of the second minus the first, text by text (bootstrap); null "
+        "for one text."
     )
     expected_cost: float = Field(
-        description="Mean over all texts of what the posterior expects; far from `mean_cost` where "
-        "it is not calibrated."
+        description="Mean over the same texts of what the posterior expects; far from `mean_cost` "
+        "where it is not calibrated."
     )
     accuracy: float = Field(description="Part of the labelled texts decided correctly.")
     confusion: list[list[int]] = Field(

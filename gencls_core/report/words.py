@@ -180,12 +180,15 @@ def headline(report: Report) -> list[str]:
 
 def decisions(made: DecisionReport) -> str:
     """Say what decisions by costs cost, beside the likeliest classes."""
-    low, high = made.saved_ci95
     saved = made.mean_cost_of_likeliest - made.mean_cost
+    interval = ""
+    if made.saved_ci95 is not None:
+        low, high = made.saved_ci95
+        interval = f" (95{NBSP}% interval {cost(low)} to {cost(high)})"
     return (
         f"Decided by what mistakes cost, a text costs {cost(made.mean_cost)} in the mean; its "
-        f"likeliest class would cost {cost(made.mean_cost_of_likeliest)}, {cost(saved)} more "
-        f"(95{NBSP}% interval {cost(low)} to {cost(high)}). The posterior expected "
+        f"likeliest class would cost {cost(made.mean_cost_of_likeliest)}, {cost(saved)} more"
+        f"{interval}. The posterior expected "
         f"{cost(made.expected_cost)}. {percent(made.accuracy)} are decided correctly."
     )
 
