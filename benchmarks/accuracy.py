@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.accuracy_cells import CELLS, Cell, figures_of
-from benchmarks.table import Machine, put_between, read_results, write_json
+from benchmarks.table import Machine, put_between, read_results
+from gencls_core.comparison.words import points
 from gencls_core.precision import cpu_multiplies_bf16
+from gencls_core.storage import write_json
 
 __all__ = ["DOCUMENT", "RESULTS", "main", "measure", "render"]
 
@@ -93,13 +95,13 @@ def measure(cell: Cell, data: Path, output: Path, model: str) -> dict[str, Any] 
     output.mkdir(parents=True, exist_ok=True)
     with (output / f"{cell.name}.log").open("a", encoding="utf-8") as log:
         code = _ended(cell.arguments(data, model, precision, output), log)
-    try:
-        figures, pairs = figures_of(cell, output / cell.name) if code == 0 else ({}, [])
-    except (OSError, KeyError) as error:
-        print(f"{cell.name}: no figures in its report: {error!r}", file=sys.stderr)
-        return None
     if code:
         print(f"{cell.name}: exit code {code}, see {log.name}", file=sys.stderr)
+        return None
+    try:
+        figures, pairs = figures_of(cell, output / cell.name)
+    except (OSError, KeyError) as error:
+        print(f"{cell.name}: no figures in its report: {error!r}", file=sys.stderr)
         return None
     return {
         "seeds": len(cell.seeds),
@@ -190,15 +192,11 @@ def _differences(results: dict[str, dict[str, Any]], cells: tuple[Cell, ...]) ->
             sign = 1 if pair["a"] == "joint-lm" else -1
             ends = sorted(sign * pair[end] for end in ("low", "high"))
             lines.append(
-                f"- {cell.title}: {_points(sign * pair['difference'])} ({_points(ends[0])} to "
-                f"{_points(ends[1])}; p = {pair['bootstrap_p']:.2g}, {pair['holm_p']:.2g} "
+                f"- {cell.title}: {points(sign * pair['difference'])} ({points(ends[0])} to "
+                f"{points(ends[1])}; p = {pair['bootstrap_p']:.2g}, {pair['holm_p']:.2g} "
                 "corrected over all pairs)"
             )
     return lines
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _commands(results: dict[str, dict[str, Any]], cells: tuple[Cell, ...]) -> list[str]:

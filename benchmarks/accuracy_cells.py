@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gencls_core.storage import read_json
 
 __all__ = ["CELLS", "Cell", "Figures", "figures_of"]
 
@@ -125,9 +126,9 @@ def figures_of(cell: Cell, folder: Path) -> tuple[dict[str, Figures], list[dict[
         OSError: when there is no report.
     """
     if not cell.systems:
-        report = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report" / "report.json")
         return {"run": _of_run(report)}, []
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_json(folder / "report.json")
     found = {}
     for system in report["systems"]:
         accuracy = system["accuracy"]

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from benchmarks.bars import BARS, Bar, BarResult, bar_of
+from gencls_core.storage import write_json
 
 __all__ = [
     "DOCUMENT",
@@ -24,7 +25,6 @@ __all__ = [
     "read_results",
     "render",
     "update_results",
-    "write_json",
     "write_table",
 ]
 
@@ -114,13 +114,6 @@ def update_results(
     order = {bar.key: number for number, bar in enumerate(BARS)}
     ordered = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
     write_json(path, ordered)
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Write a file of results at once, or not at all."""
-    new = path.with_name(f".{path.name}.tmp")
-    new.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:

@@ -20,14 +20,14 @@ from cluster.stages import baseline_stage, report_stage, score_here
 from cluster.turn import in_turn, is_missing
 from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
-from gencls_core.config import DataConfig, ResolvedTraining, RunConfig
+from gencls_core.config import DataConfig, RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.errors import ModelError, StoreError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
-from gencls_core.run import RunDirectory
+from gencls_core.run import RunDirectory, recorded_training
 from gencls_core.scoring_job import ModelSystem, model_names
 from gencls_core.systems.names import system_title
 from gencls_core.systems.registry import MODEL_SYSTEMS
@@ -303,8 +303,8 @@ def _models_of(
     """
     config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
     system = system or main_system(config)
-    if trained := manifest.get("training", {}).get(system.name):
-        config = config.model_copy(update={"training": ResolvedTraining(**trained)})
+    if (trained := recorded_training(manifest, system.name)) is not None:
+        config = config.model_copy(update={"training": trained})
     names = model_names(system, manifest["classes"])
     digests = {
         name: model_digest(

@@ -41,13 +41,13 @@ from cluster.stages import (
 )
 from cluster.turn import has_work, in_turn
 from cluster.workload import training_of
-from gencls_core.config import RecipeConfig, ResolvedTraining, RunConfig, TrainingConfig
+from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
 from gencls_core.ensemble import FINE_TUNE, LIGHT
 from gencls_core.errors import GenclsError, IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
-from gencls_core.run import RunDirectory, system_of
+from gencls_core.run import RunDirectory, recorded_training, system_of
 from gencls_core.systems.names import system_title
 
 __all__ = ["prepare", "run_all", "train_models"]
@@ -247,10 +247,9 @@ def _is_as_before(preparation: Preparation, previous: dict[str, Any]) -> bool:
     before, system = _settings_of(previous), preparation.system
     if before is None or before.recipe.recipe != preparation.config.recipe.recipe:
         return False
-    recorded = previous.get("training", {}).get(system.name)
-    taken = training_of(before, preparation.dataset, system)
-    if recorded is not None:
-        taken = ResolvedTraining(**recorded)
+    taken = recorded_training(previous, system.name)
+    if taken is None:
+        taken = training_of(before, preparation.dataset, system)
     same = _but_training(before) == _but_training(preparation.config)
     return same and taken == preparation.training
 

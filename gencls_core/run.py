@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from gencls_core.config_training import RECIPES
+from gencls_core.config_training import RECIPES, ResolvedTraining
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import DataError, StoreError
 from gencls_core.remote_path import Location
@@ -46,6 +46,7 @@ __all__ = [
     "RunDirectory",
     "RunStatus",
     "environment",
+    "recorded_training",
     "system_of",
 ]
 
@@ -63,6 +64,12 @@ def system_of(manifest: Mapping[str, Any]) -> str:
     # A run of before there were recipes says nothing of them.
     recipe = manifest.get("config", {}).get("recipe", {})
     return RECIPES[recipe.get("recipe", "independent")]
+
+
+def recorded_training(manifest: Mapping[str, Any], system: str) -> ResolvedTraining | None:
+    """Give how a system was trained, by a run's manifest; None where it says nothing of it."""
+    found = manifest.get("training", {}).get(system)
+    return None if found is None else ResolvedTraining(**found)
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,9 @@ def classify_command(
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
 
-    classes = RunDirectory(model_dir).manifest()["classes"]
-    by_costs = None if costs is None else read_costs(costs, classes)
+    by_costs = None
+    if costs is not None:
+        by_costs = read_costs(costs, RunDirectory(model_dir).manifest()["classes"])
     events = draw(classify_texts(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
     run = RunDirectory(as_location(finished.message))

@@ -11,8 +11,9 @@ from run_fixtures import CLASSES, make_data
 
 from benchmarks.accuracy import BEGIN, DOCUMENT, RESULTS, main, render
 from benchmarks.accuracy_cells import CELLS, Cell, figures_of
-from benchmarks.table import read_results, write_json
+from benchmarks.table import read_results
 from gencls_core.report.build import build_report
+from gencls_core.storage import write_json
 from gencls_core.systems.registry import check_names
 from jobs.main import cli
 

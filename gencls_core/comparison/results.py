@@ -15,14 +15,14 @@ from typing import Any
 from gencls_core.class_models import ClassModel
 from gencls_core.comparison.same_texts import require_same_texts, with_other_texts
 from gencls_core.comparison.settings import settings_of
-from gencls_core.config import ResolvedTraining, RunConfig
+from gencls_core.config import RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError, StoreError, UsageError
 from gencls_core.outcomes import Outcomes
 from gencls_core.remote_path import uri_of
 from gencls_core.report.inference import Inference, infer, origin_of
-from gencls_core.run import RunDirectory
+from gencls_core.run import RunDirectory, recorded_training
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import ShardRecord
 from gencls_core.scoring_job import model_names
@@ -202,7 +202,6 @@ def _require_same_texts(
 def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemRun:
     manifest = run.manifest()
     config, dataset = _config_of(run, manifest, system), run.dataset()
-    trained = manifest.get("training", {}).get(system)
     records = run.scores.records(system)
     calibrated = inference.calibrated is not None
     chosen = inference.calibrated if inference.calibrated is not None else inference.log_posterior
@@ -218,7 +217,7 @@ def _system_run(run: RunDirectory, system: str, inference: Inference) -> SystemR
             system,
             inference.matrix,
             dataset.split("train").rows,
-            None if trained is None else ResolvedTraining(**trained),
+            recorded_training(manifest, system),
         ),
         score_digest=digest_of([[r.class_name, r.index, r.count, r.sha256] for r in records]),
         log_posterior=chosen,
