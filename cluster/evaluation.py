@@ -10,9 +10,9 @@ from typing import Any
 
 from cluster.connection import Workplace
 from cluster.failures import FAILURES, reason_of
-from cluster.manifest import committed_models, manifest_of, previous_manifest
+from cluster.manifest import manifest_of, previous_manifest
 from cluster.other_texts import OtherTexts, evaluated_settings, other_texts
-from cluster.preparation import Preparation, main_system, model_digest
+from cluster.preparation import Preparation
 from cluster.resources import ModelSize, device_of, make_plan, precision_of
 from cluster.run_folder import owned
 from cluster.scorer import Scorer
@@ -22,15 +22,15 @@ from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, RunConfig
 from gencls_core.datasets import Dataset
-from gencls_core.errors import ModelError, StoreError, UsageError
+from gencls_core.errors import StoreError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
-from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
-from gencls_core.run import RunDirectory, recorded_training
-from gencls_core.scoring_job import ModelSystem, model_names
+from gencls_core.run import RunDirectory
+from gencls_core.scoring_job import ModelSystem
 from gencls_core.systems.names import system_title
 from gencls_core.systems.registry import MODEL_SYSTEMS
+from gencls_core.trained_run import base_of, main_system, models_of_run
 
 __all__ = ["classify_texts", "evaluate_models"]
 
@@ -107,7 +107,7 @@ class _Evaluation:
         """
         source = RunDirectory(model_dir.absolute())
         manifest = source.manifest()
-        models = _models_of(source, manifest)
+        models = models_of_run(source, manifest)
         config, data = evaluated_settings(source, manifest, data, changes)
         place = Workplace(stack, config.compute)
         texts = OtherTexts(source, source, source.dataset(), config, ())
@@ -236,7 +236,7 @@ class _Evaluation:
     def _prepared_beside(self, system: ModelSystem) -> tuple[Preparation, tuple[ClassModel, ...]]:
         """Prepare scoring the texts with a second system that the run has trained."""
         preparation = self.preparation
-        models = _models_of(self.source, self.source.manifest(), system)
+        models = models_of_run(self.source, self.source.manifest(), system)
         texts = OtherTexts(
             self.source, preparation.run, preparation.dataset, preparation.config, ()
         )
@@ -293,28 +293,6 @@ class _Evaluation:
         yield from scorer.score(source, lease, texts, "validation", shards)
 
 
-def _models_of(
-    source: RunDirectory, manifest: dict[str, Any], system: ModelSystem | None = None
-) -> tuple[ClassModel, ...]:
-    """Give the models of a run, all trained as its manifest says; default: those of its recipe.
-
-    Raises:
-        StoreError: when one is missing, or was trained with other settings than the others.
-    """
-    config, dataset = RunConfig.model_validate(manifest["config"]), source.dataset()
-    system = system or main_system(config)
-    if (trained := recorded_training(manifest, system.name)) is not None:
-        config = config.model_copy(update={"training": trained})
-    names = model_names(system, manifest["classes"])
-    digests = {
-        name: model_digest(
-            config, dataset, system, manifest["model"]["digest"], manifest["precision"], name
-        )
-        for name in names
-    }
-    return committed_models(source, names, digests, system.name)
-
-
 def _prepare_with_models(
     texts: OtherTexts,
     models: tuple[ClassModel, ...],
@@ -323,7 +301,7 @@ def _prepare_with_models(
 ) -> Preparation:
     """Plan scoring from the committed class models: the base model itself may be out of reach."""
     config, budget = texts.config, place.budget
-    base = _base_of(texts.source, models)
+    base = base_of(texts.source, models)
     size = ModelSize.of(base.config, base.parameters)
     device = device_of(budget, config.compute)
     precision, note = precision_of(budget, config.compute, device)
@@ -350,25 +328,3 @@ def _prepare_with_models(
         precision=precision,
         notes=tuple(n for n in (note, *texts.dataset.warnings, *texts.notes) if n),
     )
-
-
-def _base_of(source: RunDirectory, models: tuple[ClassModel, ...]) -> ResolvedModel:
-    """Find the base that LoRA adapters sit on; any class model's folder where there are none."""
-    first = models[0]
-    if all(model.kind == "full" for model in models):
-        found = ResolvedModel.of_folder(first.base, first.local())
-        return replace(found, digest=first.base_digest)
-    config = RunConfig.model_validate(source.manifest()["config"])
-    staged = ResolvedModel.of_staged(first.base, source.base_path / first.base_digest[:16])
-    if staged is not None:
-        return replace(staged, digest=first.base_digest)
-    base = resolve_model(config.model)
-    if base.digest != first.base_digest:
-        raise ModelError.of(
-            "the base model is not the one that the LoRA adapters were trained on",
-            place=base.path,
-            found=base.digest[:12],
-            expected=first.base_digest[:12],
-            remedy="bring that model back, or train the adapters again",
-        )
-    return base

@@ -9,62 +9,18 @@ from typing import Any
 from cluster.preparation import Preparation
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
-from gencls_core.config_training import RECIPES
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
 from gencls_core.run import CLASS_LM, RunDirectory, environment
 from gencls_core.scoring_job import model_names
+from gencls_core.trained_run import committed_models
 
 __all__ = [
     "cell_manifest",
-    "committed_models",
     "manifest_of",
     "previous_manifest",
     "trained_models",
 ]
-
-
-_REMEDIES = {
-    name: f"train {'them' if name == CLASS_LM else 'it'} with `gencls train --recipe {recipe}`"
-    for recipe, name in RECIPES.items()
-}
-
-
-def committed_models(
-    run: RunDirectory,
-    classes: Sequence[str],
-    digests: dict[str, str] | None = None,
-    system: str = CLASS_LM,
-) -> tuple[ClassModel, ...]:
-    """Give a run's models of a system, in class order.
-
-    Args:
-        run: the run that trained them.
-        classes: in the order of their numbers; one empty name for a model of all classes.
-        digests: the digest that each class's model must have; None takes what is committed.
-        system: whose models.
-
-    Raises:
-        StoreError: when a class has none.
-    """
-    models, missing = [], []
-    for number, name in enumerate(classes):
-        model = ClassModel.find(run.model_path(name, system))
-        if model is None or (digests is not None and model.digest != digests[name]):
-            missing.append(f"{name} (--class-id {number})" if name else system)
-        else:
-            models.append(model)
-    if missing:
-        raise StoreError.of(
-            "classes without a class model" if system == CLASS_LM else f"no model of {system}",
-            place=run.models_of(system),
-            found="none for " + ", ".join(missing),
-            expected=f"a committed model for each of the {len(classes)} classes"
-            if system == CLASS_LM
-            else "one committed model for all classes",
-            remedy=_REMEDIES.get(system, "run the same command again"),
-        )
-    return tuple(models)
 
 
 def trained_models(preparation: Preparation) -> tuple[ClassModel, ...]:

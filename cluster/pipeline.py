@@ -40,7 +40,6 @@ from cluster.stages import (
     train_stage,
 )
 from cluster.turn import has_work, in_turn
-from cluster.workload import training_of
 from gencls_core.config import RecipeConfig, RunConfig, TrainingConfig
 from gencls_core.datasets import Dataset, ingest, open_source
 from gencls_core.ensemble import FINE_TUNE, LIGHT
@@ -49,6 +48,7 @@ from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory, recorded_training, system_of
 from gencls_core.systems.names import system_title
+from gencls_core.trained_run import training_of
 
 __all__ = ["prepare", "run_all", "train_models"]
 

@@ -18,11 +18,11 @@ from cluster.resources import (
     make_plan,
     precision_of,
 )
-from cluster.workload import training_of, workload_of
+from cluster.workload import workload_of
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ModelConfig, ResolvedTraining, RunConfig
 from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.digests import scratch_digest, training_digest
+from gencls_core.digests import scratch_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.posterior import UNLABELLED, resolve_prior
@@ -33,10 +33,10 @@ from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
 from gencls_core.scratch import scratch_preset
 from gencls_core.selection_report import SelectionReport
-from gencls_core.systems.registry import MODEL_SYSTEMS
+from gencls_core.trained_run import main_system, model_digest, training_of
 from gencls_core.training_task import TrainingTask
 
-__all__ = ["Preparation", "check_base", "main_system", "model_digest", "prepare_run"]
+__all__ = ["Preparation", "check_base", "prepare_run"]
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,6 @@ class Preparation:
         )
 
 
-def main_system(config: RunConfig) -> ModelSystem:
-    """Give the system that a run trains and reports."""
-    return MODEL_SYSTEMS[config.recipe.system]
-
-
 def check_base(config: RunConfig, system: ModelSystem | None = None) -> None:
     """Refuse a base model that cannot be had, before anything else is done.
 
@@ -281,29 +276,6 @@ def _models_to_train(
             expected=", ".join(f"{i} ({name})" for i, name in numbered),
         )
     return [numbered[wanted]]
-
-
-def model_digest(
-    config: RunConfig,
-    dataset: Dataset,
-    system: ModelSystem,
-    base_digest: str,
-    precision: str,
-    name: str,
-) -> str:
-    """Name the model of a class, or without a name of all classes, that a run wants."""
-    return training_digest(
-        class_name=name,
-        dataset=dataset,
-        base_digest=base_digest,
-        model=config.model,
-        sequence=config.sequence,
-        training=training_of(config, dataset, system),
-        precision=precision,
-        objective=system.objective or "causal",
-        prefixes=prefixes_for(config.recipe, config.systems, dataset.classes),
-        recipe=config.recipe,
-    )
 
 
 def _committed(path: Location, digest: str) -> ClassModel | None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.trial import Outcome
-from cluster.workload import training_of
 from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets import Dataset
 from gencls_core.durations import duration
@@ -18,6 +17,7 @@ from gencls_core.ensemble import FINE_TUNE
 from gencls_core.scoring_job import ModelSystem
 from gencls_core.selection import Candidate
 from gencls_core.systems.registry import MODEL_SYSTEMS
+from gencls_core.trained_run import training_of
 
 __all__ = ["Costs", "takes", "training_of_candidate"]
 

@@ -6,23 +6,15 @@ from collections.abc import Sequence
 
 from cluster.capacity import Device
 from cluster.memory import Workload
-from gencls_core.config import ResolvedTraining, RunConfig
+from gencls_core.config import RunConfig
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.digests import shard_ranges
 from gencls_core.precision import Precision
 from gencls_core.prompts import prefixes_for, prompts_for
 from gencls_core.scoring_job import ModelSystem, names_classes
+from gencls_core.trained_run import training_of
 
-__all__ = ["training_of", "workload_of"]
-
-
-def training_of(config: RunConfig, dataset: Dataset, system: ModelSystem) -> ResolvedTraining:
-    """Give how a system's models are trained, with nothing left open."""
-    return config.training.resolved(
-        system.objective,
-        adapter=config.model.lora_rank is not None,
-        texts=dataset.splits["train"].rows if "train" in dataset.splits else 0,
-    )
+__all__ = ["workload_of"]
 
 
 def workload_of(

@@ -1,0 +1,204 @@
+"""Which words of a text decided for one class against another, in nats that add up.
+
+Under Bayes' rule the log-odds of two classes are a sum:
+
+    log P(a | x) / P(b | x)  =  Σ_t s · (log P(x_t | x_<t, a) − log P(x_t | x_<t, b))     tokens
+                              +  s · (the same of the end of the text)
+                              +  b_a − b_b                                            calibration
+                              +  log π_a − log π_b                                          prior
+
+with s = 1 and no b where nothing is calibrated. Where an ensemble is the answer, its posterior is a
+mean and no sum; what it adds to the calibrated likelihoods stands as one item of its own. So the
+items always add up to the log-odds that decided.
+
+What a token adds is what the two models make of it after what they have read: a word late in a text
+may say little because the first ones said it already.
+
+Shapes: T tokens of a text, W words.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Evidence", "Piece", "evidence_of", "spans_of", "words_of"]
+
+FloatArray = NDArray[np.float64]
+
+_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some characters of a text and what they add to the log-odds."""
+
+    start: int
+    """First character."""
+    stop: int
+    """After the last one."""
+    nats: float
+    """Above 0 it speaks for the class, below 0 for the other."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a decision between two classes rests on."""
+
+    text: str
+    class_name: str
+    against: str
+    log_odds: float
+    """Of the first class against the other: what the run's answer says, in nats."""
+    tokens: tuple[Piece, ...]
+    end: float
+    """That the text ends where it does; 0 where that is not scored."""
+    calibration: float
+    """The difference of the classes' biases."""
+    prior: float
+    ensemble: float
+    """What a second system adds to the likelihoods."""
+    truncated: bool
+    """Whether the text was cut before it was scored: what follows has no part in it."""
+
+    @property
+    def words(self) -> tuple[Piece, ...]:
+        """Give whole words; they add up to what the tokens add up to."""
+        return words_of(self.text, self.tokens)
+
+    @property
+    def spans(self) -> tuple[Piece, ...]:
+        """Give phrases that speak for one of the classes, the most decisive first."""
+        return spans_of(self.words)
+
+    @property
+    def total(self) -> float:
+        """Add up all items; `log_odds` but for rounding."""
+        parts = [piece.nats for piece in self.tokens]
+        parts += [self.end, self.calibration, self.prior, self.ensemble]
+        return float(np.sum(parts))
+
+
+def evidence_of(
+    text: str,
+    offsets_T: Sequence[tuple[int, int]],
+    scores_T: NDArray[np.float32],
+    others_T: NDArray[np.float32],
+    *,
+    class_name: str,
+    against: str,
+    log_odds: float,
+    scale: float = 1.0,
+    calibration: float = 0.0,
+    prior: float = 0.0,
+    ensemble: bool = False,
+    truncated: bool = False,
+) -> Evidence:
+    """Lay out what decided between two classes.
+
+    Args:
+        text: what was scored.
+        offsets_T: characters [start, stop) of each of its tokens, the end of the text left out.
+        scores_T: log P of each scored token under the class, in nats; one more than `offsets_T`
+            where the end is scored.
+        others_T: the same under the other class.
+        class_name: the class.
+        against: the other.
+        log_odds: what the answer says of the two, in nats.
+        scale: that the likelihoods are multiplied by.
+        calibration: the class's bias less the other's.
+        prior: the logarithm of the ratio of their priors.
+        ensemble: whether the answer is that of an ensemble; what remains is its item.
+        truncated: whether the text was cut.
+    """
+    nats_T = scale * (scores_T.astype(np.float64) - others_T.astype(np.float64))
+    count = len(offsets_T)
+    pieces = tuple(
+        Piece(start, stop, float(nats))
+        for (start, stop), nats in zip(offsets_T, nats_T[:count], strict=True)
+    )
+    end = float(nats_T[count:].sum())
+    rest = log_odds - float(nats_T.sum()) - calibration - prior if ensemble else 0.0
+    return Evidence(
+        text, class_name, against, log_odds, pieces, end, calibration, prior, rest, truncated
+    )
+
+
+def words_of(text: str, tokens: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Join tokens to whole words; each token goes to one word, so nothing is lost or counted twice.
+
+    A token that begins with blanks belongs to the word after them; blanks before nothing belong to
+    the last word. Where a language writes without blanks, a character that is a word of its own
+    (Chinese, Japanese, Korean) is one.
+    """
+    bounds = list(_bounds(text))
+    starts = np.array([start for start, _ in bounds], dtype=np.int64)
+    sums_W = np.zeros(max(1, len(bounds)))
+    for token in tokens:
+        place = _first_visible(text, token)
+        word = int(np.searchsorted(starts, place, side="right")) - 1
+        sums_W[max(0, word)] += token.nats
+    if not bounds:
+        return (Piece(0, len(text), float(sums_W[0])),) if tokens else ()
+    return tuple(
+        Piece(start, stop, float(nats)) for (start, stop), nats in zip(bounds, sums_W, strict=True)
+    )
+
+
+def _bounds(text: str) -> Iterator[tuple[int, int]]:
+    for found in _WORD.finditer(text):
+        start = found.start()
+        for place in range(found.start() + 1, found.end()):
+            if _stands_alone(text[place]) or _stands_alone(text[place - 1]):
+                yield start, place
+                start = place
+        yield start, found.end()
+
+
+def _stands_alone(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
+
+
+def _first_visible(text: str, token: Piece) -> int:
+    piece = text[token.start : token.stop]
+    return token.start + (len(piece) - len(piece.lstrip()))
+
+
+def spans_of(words: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Give the runs of words that speak most for either class, the most decisive first.
+
+    Those for the class and those against it are each all maximal scoring subsequences (Ruzzo &
+    Tompa 1999): a run is as long as it pays, so one that speaks for a class may hold a word or two
+    that do not.
+    """
+    found = []
+    for sign in (1.0, -1.0):
+        for first, last in _maximal_runs([sign * word.nats for word in words]):
+            nats = sum(word.nats for word in words[first : last + 1])
+            found.append(Piece(words[first].start, words[last].stop, nats))
+    return tuple(sorted(found, key=lambda piece: (-abs(piece.nats), piece.start)))
+
+
+def _maximal_runs(values: Sequence[float]) -> list[tuple[int, int]]:
+    """Give the first and last position of each maximal scoring subsequence, in order."""
+    runs: list[tuple[int, int, float, float]] = []  # first, last, sum before it, sum with it
+    total = 0.0
+    for place, value in enumerate(values):
+        before, total = total, total + value
+        if value <= 0:
+            continue
+        run = (place, place, before, total)
+        while True:
+            # The nearest run that begins lower, if it does not end higher, is extended by this one.
+            at = next((n for n in reversed(range(len(runs))) if runs[n][2] < run[2]), None)
+            if at is None or runs[at][3] >= run[3]:
+                break
+            run = (runs[at][0], run[1], runs[at][2], run[3])
+            del runs[at:]
+        runs.append(run)
+    return [(first, last) for first, last, _, _ in runs]
