@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("jobs.evaluate", "Label new texts with trained class models."),
     "compare": ("jobs.compare", "Compare systems on the same test texts, with significance."),
     "report": ("jobs.report", "Rebuild a run's report from its Parquet scores alone."),
+    "explain": ("jobs.explain", "Show which words of a text decided for its class."),
     "query": ("jobs.query", "Ask a run's scores and predictions questions in SQL."),
     "verify": ("jobs.verify", "Check every committed model and shard of a run; --repair."),
     "plan": ("jobs.plan", "Show what a run would do, and what memory it needs; runs nothing."),

@@ -1,0 +1,152 @@
+"""`gencls explain`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gencls_core.remote_path import Location
+from jobs.options import LocationType
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from gencls_core.evidence import Evidence, Piece
+
+__all__ = ["explain_command"]
+
+SHOWN_SPANS = 5
+"""Phrases for either class."""
+
+
+@click.command(name="explain")
+@click.argument("run", type=LocationType())
+@click.option("--example", help="A test text, by its example_id.")
+@click.option("--text", help="Any text; the run's models score it here.")
+@click.option("--class", "class_name", help="Whose evidence; default: the answer.")
+@click.option("--against", help="The other class; default: the true one, or the second likeliest.")
+@click.option("--json", "as_json", is_flag=True, help="All items as JSON.")
+def explain_command(
+    run: Location,
+    example: str | None,
+    text: str | None,
+    class_name: str | None,
+    against: str | None,
+    as_json: bool,
+) -> None:
+    """Show which words of a text decided, in nats that add up to the log-odds.
+
+    \b
+      gencls explain runs/agnews --example test-17
+      gencls explain runs/agnews --text "The striker is hurt" --against Business
+    """
+    from gencls_core.explanations import explain_example, explain_text
+    from gencls_core.run import RunDirectory
+
+    directory = RunDirectory(run)
+    pair = {"class_name": class_name, "against": against}
+    if example is not None and text is None:
+        found = explain_example(directory, example, **pair)
+    elif text is not None and example is None:
+        found = explain_text(directory, text, **pair)
+    else:
+        raise click.UsageError("give --example ID or --text TEXT")
+    if as_json:
+        click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    print_evidence(found, Console(highlight=False))
+
+
+def print_evidence(found: Evidence, console: Console) -> None:
+    """Show a text with its words coloured, what adds up, and the phrases that decided most."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    a, b = found.class_name, found.against
+    console.print(f"{a} rather than {b}: {_nats(found.log_odds)} nats", markup=False, style="bold")
+    console.print(_coloured(found))
+    if found.truncated:
+        console.print("(the text was cut before it was scored)")
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    table.add_column("what speaks")
+    table.add_column("nats", justify="right")
+    words = sum(piece.nats for piece in found.tokens)
+    for name, nats in (
+        ("the words", words),
+        ("that the text ends there", found.end),
+        ("the classes' biases (calibration)", found.calibration),
+        ("the prior", found.prior),
+        ("the second system (ensemble)", found.ensemble),
+    ):
+        if nats or name == "the words":
+            table.add_row(name, _nats(nats))
+    table.add_row("together", _nats(found.total), style="bold")
+    console.print(table)
+    for name, sign in ((a, 1), (b, -1)):
+        spans = [piece for piece in found.spans if sign * piece.nats > 0][:SHOWN_SPANS]
+        if spans:
+            console.print(f"For {name}:", markup=False)
+        for piece in spans:
+            shown = " ".join(found.text[piece.start : piece.stop].split())
+            console.print(f"  {_nats(piece.nats):>8}  {shown}", markup=False)
+
+
+def _coloured(found: Evidence) -> Text:
+    """Put each word on a ground of its class's colour, the stronger the more it says."""
+    from rich.text import Text
+
+    words = found.words
+    most = max((abs(word.nats) for word in words), default=0.0) or 1.0
+    drawn, end = Text(), 0
+    for word in words:
+        drawn.append(found.text[end : word.start])
+        drawn.append(found.text[word.start : word.stop], style=_style(word, most))
+        end = word.stop
+    drawn.append(found.text[end:])
+    return drawn
+
+
+def _style(word: Piece, most: float) -> str:
+    strength = min(1.0, abs(word.nats) / most)
+    if strength < 0.05:
+        return ""
+    pale = round(235 - 115 * strength)
+    ground = (pale, 235, pale) if word.nats > 0 else (245, pale, pale)
+    return f"black on rgb({ground[0]},{ground[1]},{ground[2]})"
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _as_json(found: Evidence) -> dict[str, Any]:
+    def listed(pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "text": found.text[piece.start : piece.stop],
+                "start": piece.start,
+                "stop": piece.stop,
+                "nats": piece.nats,
+            }
+            for piece in pieces
+        ]
+
+    return {
+        "text": found.text,
+        "class": found.class_name,
+        "against": found.against,
+        "log_odds": found.log_odds,
+        "end": found.end,
+        "calibration": found.calibration,
+        "prior": found.prior,
+        "ensemble": found.ensemble,
+        "truncated": found.truncated,
+        "tokens": listed(found.tokens),
+        "words": listed(found.words),
+        "spans": listed(found.spans),
+    }
