@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 from gencls_core.calibration import Calibration, Pool
 from gencls_core.errors import UsageError
 from gencls_core.evidence import Evidence, evidence_of
+from gencls_core.phrases import Phrase, PhraseCounter, phrases_in
 from gencls_core.posterior import posterior_of
 from gencls_core.report.inference import Inference, infer
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
+from gencls_core.scores import ShardRecord
 from gencls_core.trained_run import LocalModels, base_of, models_of_run
 
-__all__ = ["explain_example", "explain_text"]
+__all__ = ["decisive_phrases", "explain_example", "explain_text"]
 
 _FAR = 0.01
 """Nats by which scores made here may differ from stored ones: other hardware rounds otherwise."""
@@ -109,6 +111,53 @@ def explain_text(
     return _evidence(run, inference, matrix, text, pair, tokens)
 
 
+def decisive_phrases(
+    run: RunDirectory, *, most: int = 20, longest: int = 3, fewest_texts: int = 5
+) -> dict[str, list[Phrase]]:
+    """Give the phrases that speak for each class over all test texts, the surest first.
+
+    Args:
+        run: a run or an evaluation that has kept token scores (`--per-token`).
+        most: phrases of a class.
+        longest: words of a phrase.
+        fewest_texts: texts that must hold it.
+
+    Raises:
+        UsageError: when there are no token scores.
+        StoreError: when scores are missing.
+    """
+    inference = infer(run)
+    classes = inference.matrix.classes
+    calibration = _calibration_of(inference)
+    scale = 1.0 if calibration is None else _alone(calibration).scale
+    tokenizer = _tokenizer_of(run)
+    counter = PhraseCounter(classes)
+    ranges: dict[tuple[int, int], dict[str, ShardRecord]] = {}
+    for record in inference.records:
+        ranges.setdefault((record.start, record.rows), {})[record.class_name] = record
+    for (start, rows), of_class in sorted(ranges.items()):
+        texts = run.dataset().read("test", start, start + rows)["text"].to_pylist()
+        columns = ["token_ids", "token_scores"]
+        tables = [run.scores.read([of_class[name]], columns) for name in classes]
+        ids = tables[0]["token_ids"].to_pylist()
+        scores = [table["token_scores"].to_pylist() for table in tables]
+        for row, text in enumerate(texts):
+            if ids[row] is None:
+                _refuse_without_tokens(system_of(run.manifest()))
+                raise UsageError.of(
+                    "this run has kept no token scores",
+                    place=run.scores.path,
+                    remedy="run the same command again with --per-token",
+                )
+            nats_TK = np.array([of_class[row] for of_class in scores], dtype=np.float64).T
+            nats_TK -= nats_TK.mean(axis=1, keepdims=True)
+            # Less the mean of the others: the own part of the mean goes, too.
+            nats_TK *= scale * len(classes) / max(1, len(classes) - 1)
+            offsets_T = _offsets(tokenizer, text, ids[row])
+            counter.add(phrases_in(text, offsets_T, nats_TK[: len(offsets_T)], longest))
+    return counter.decisive(most, fewest_texts)
+
+
 Tokens = tuple[list[int], "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 """Ids of the scored tokens, and their scores under either class."""
 
@@ -146,13 +195,13 @@ def _evidence(
     tokens: Tokens,
 ) -> Evidence:
     ids, scores_T, others_T = tokens
-    offsets_T = _offsets(run, text, ids)
-    calibrated = inference.stands_by_calibrated
-    calibration = inference.calibration if calibrated else None
+    offsets_T = _offsets(_tokenizer_of(run), text, ids)
+    calibration = _calibration_of(inference)
     posterior_C = posterior_of(matrix, inference.prior, calibration)[0]
     first, second = (matrix.classes.index(name) for name in pair)
-    alone = calibration.alone if isinstance(calibration, Pool) else calibration
-    used = alone or Calibration(1.0, dict.fromkeys(matrix.classes, 0.0))
+    used = Calibration(1.0, dict.fromkeys(matrix.classes, 0.0))
+    if calibration is not None:
+        used = _alone(calibration)
     a, b = pair
     return evidence_of(
         text,
@@ -168,6 +217,15 @@ def _evidence(
         ensemble=isinstance(calibration, Pool),
         truncated=bool(matrix.truncated[0]),
     )
+
+
+def _calibration_of(inference: Inference) -> Calibration | Pool | None:
+    """Give the calibration of the run's answer."""
+    return inference.calibration if inference.stands_by_calibrated else None
+
+
+def _alone(calibration: Calibration | Pool) -> Calibration:
+    return calibration.alone if isinstance(calibration, Pool) else calibration
 
 
 def _text_of(run: RunDirectory, example_id: str) -> str:
@@ -246,17 +304,21 @@ def _origin(run: RunDirectory) -> RunDirectory:
     return origin_of(run, run.manifest())
 
 
-def _offsets(run: RunDirectory, text: str, ids: list[int]) -> list[tuple[int, int]]:
-    """Give the characters of each scored token but the end of the text."""
+def _tokenizer_of(run: RunDirectory) -> Any:
+    """Load the tokenizer that all models of a run share."""
     from gencls_core.model_loading import load_tokenizer
     from gencls_core.model_source import ResolvedModel
 
     origin = _origin(run)
     models = models_of_run(origin, origin.manifest())
     folder = models[0].local()
-    base = base_of(origin, models)
-    with_tokenizer = folder if (folder / "tokenizer.json").exists() else base.local()
-    tokenizer = load_tokenizer(ResolvedModel.of_folder("tokenizer", with_tokenizer))
+    if not (folder / "tokenizer.json").exists():
+        folder = base_of(origin, models).local()
+    return load_tokenizer(ResolvedModel.of_folder("tokenizer", folder))
+
+
+def _offsets(tokenizer: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:
+    """Give the characters of each scored token but the end of the text."""
     read = tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True,
         return_attention_mask=False, verbose=False,

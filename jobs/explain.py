@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from gencls_core.evidence import Evidence, Piece
+    from gencls_core.phrases import Phrase
 
 __all__ = ["explain_command"]
 
@@ -26,6 +28,7 @@ SHOWN_SPANS = 5
 @click.argument("run", type=LocationType())
 @click.option("--example", help="A test text, by its example_id.")
 @click.option("--text", help="Any text; the run's models score it here.")
+@click.option("--phrases", is_flag=True, help="What speaks for each class over all test texts.")
 @click.option("--class", "class_name", help="Whose evidence; default: the answer.")
 @click.option("--against", help="The other class; default: the true one, or the second likeliest.")
 @click.option("--json", "as_json", is_flag=True, help="All items as JSON.")
@@ -33,6 +36,7 @@ def explain_command(
     run: Location,
     example: str | None,
     text: str | None,
+    phrases: bool,
     class_name: str | None,
     against: str | None,
     as_json: bool,
@@ -42,24 +46,52 @@ def explain_command(
     \b
       gencls explain runs/agnews --example test-17
       gencls explain runs/agnews --text "The striker is hurt" --against Business
+      gencls explain runs/agnews --phrases       # of a run with --per-token
     """
-    from gencls_core.explanations import explain_example, explain_text
+    from gencls_core.explanations import decisive_phrases, explain_example, explain_text
     from gencls_core.run import RunDirectory
 
     directory = RunDirectory(run)
+    if (example is not None) + (text is not None) + phrases != 1:
+        raise click.UsageError("give one of --example ID, --text TEXT and --phrases")
+    if phrases:
+        _show_phrases(decisive_phrases(directory), as_json)
+        return
     pair = {"class_name": class_name, "against": against}
-    if example is not None and text is None:
+    if example is not None:
         found = explain_example(directory, example, **pair)
-    elif text is not None and example is None:
-        found = explain_text(directory, text, **pair)
     else:
-        raise click.UsageError("give --example ID or --text TEXT")
+        found = explain_text(directory, text or "", **pair)
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
     print_evidence(found, Console(highlight=False))
+
+
+def _show_phrases(found: dict[str, list[Phrase]], as_json: bool) -> None:
+    if as_json:
+        listed = {name: [asdict(phrase) for phrase in of_class] for name, of_class in found.items()}
+        click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for name, of_class in found.items():
+        table = Table(
+            box=SIMPLE_HEAD, header_style="bold", title=escape(name), title_justify="left"
+        )
+        table.add_column("phrase", overflow="fold")
+        for head in ("texts", "nats", "95 % interval"):
+            table.add_column(head, justify="right")
+        for phrase in of_class:
+            interval = f"{_nats(phrase.low)} to {_nats(phrase.high)}"
+            table.add_row(escape(phrase.words), f"{phrase.texts:,}", _nats(phrase.nats), interval)
+        console.print(table)
 
 
 def print_evidence(found: Evidence, console: Console) -> None:

@@ -14,7 +14,7 @@ from run_fixtures import make_config
 
 from cluster.pipeline import run_all
 from gencls_core.errors import UsageError
-from gencls_core.explanations import explain_example, explain_text
+from gencls_core.explanations import decisive_phrases, explain_example, explain_text
 from gencls_core.report.inference import infer
 from gencls_core.run import RunDirectory
 from jobs.explain import print_evidence
@@ -100,14 +100,35 @@ def test_what_a_person_sees(runs):
     assert "what speaks" in said
 
 
+def test_phrases_of_a_run_that_kept_token_scores(runs):
+    run = runs["independent"]
+    found = decisive_phrases(run, fewest_texts=4)
+    texts = [
+        " ".join(text.casefold().split()) for text in run.dataset().read("test")["text"].to_pylist()
+    ]
+    assert any(found.values())
+    for phrases in found.values():
+        for phrase in phrases:
+            assert 0 < phrase.low <= phrase.nats <= phrase.high
+            assert phrase.texts >= 4
+            assert phrase.texts == sum(
+                f" {phrase.words} " in f" {text.replace('.', ' .')} " for text in texts
+            )
+    said = json.loads(succeed("explain", str(run.path), "--phrases", "--json"))
+    assert set(said) == set(run.manifest()["classes"])
+    assert "95 % interval" in succeed("explain", str(run.path), "--phrases")
+    code, said = gencls("explain", str(runs["joint"].path), "--phrases")
+    assert (code, "--per-token" in said) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--example", "nothing"], "no such test text"),
         (["--example", "test-1", "--against", "nothing"], "no such class"),
         (["--text", "a", "--class", "news", "--against", "news"], "no such class"),
-        (["--example", "test-1", "--text", "a"], "--example ID or --text TEXT"),
-        ([], "--example ID or --text TEXT"),
+        (["--example", "test-1", "--text", "a"], "--example ID, --text TEXT"),
+        ([], "--example ID, --text TEXT"),
     ],
 )
 def test_mistakes(runs, arguments, words):
