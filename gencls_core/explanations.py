@@ -130,7 +130,7 @@ def decisive_phrases(
     classes = inference.matrix.classes
     calibration = _calibration_of(inference)
     scale = 1.0 if calibration is None else _alone(calibration).scale
-    tokenizer = _tokenizer_of(run)
+    reader = _Reader(run)
     counter = PhraseCounter(classes)
     ranges: dict[tuple[int, int], dict[str, ShardRecord]] = {}
     for record in inference.records:
@@ -153,7 +153,7 @@ def decisive_phrases(
             nats_TK -= nats_TK.mean(axis=1, keepdims=True)
             # Less the mean of the others: the own part of the mean goes, too.
             nats_TK *= scale * len(classes) / max(1, len(classes) - 1)
-            offsets_T = _offsets(tokenizer, text, ids[row])
+            offsets_T = reader.offsets(text, ids[row])
             counter.add(phrases_in(text, offsets_T, nats_TK[: len(offsets_T)], longest))
     return counter.decisive(most, fewest_texts)
 
@@ -195,7 +195,7 @@ def _evidence(
     tokens: Tokens,
 ) -> Evidence:
     ids, scores_T, others_T = tokens
-    offsets_T = _offsets(_tokenizer_of(run), text, ids)
+    offsets_T = _Reader(run).offsets(text, ids)
     calibration = _calibration_of(inference)
     posterior_C = posterior_of(matrix, inference.prior, calibration)[0]
     first, second = (matrix.classes.index(name) for name in pair)
@@ -304,27 +304,46 @@ def _origin(run: RunDirectory) -> RunDirectory:
     return origin_of(run, run.manifest())
 
 
-def _tokenizer_of(run: RunDirectory) -> Any:
-    """Load the tokenizer that all models of a run share."""
-    from gencls_core.model_loading import load_tokenizer
-    from gencls_core.model_source import ResolvedModel
+class _Reader:
+    """Tells the characters of tokens, by the tokenizer that all models of a run share."""
 
-    origin = _origin(run)
-    models = models_of_run(origin, origin.manifest())
-    folder = models[0].local()
-    if not (folder / "tokenizer.json").exists():
-        folder = base_of(origin, models).local()
-    return load_tokenizer(ResolvedModel.of_folder("tokenizer", folder))
+    def __init__(self, run: RunDirectory) -> None:
+        from tokenizers import Tokenizer
+
+        origin = _origin(run)
+        models = models_of_run(origin, origin.manifest())
+        self._folder = models[0].local()
+        if not (self._folder / "tokenizer.json").exists():
+            self._folder = base_of(origin, models).local()
+        # A second sooner than transformers, and without torch.
+        self._plain = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        # `<|endoftext|>` written in a text is text, not the end of it.
+        self._plain.encode_special_tokens = True
+        self._exact: Any = None
+
+    def offsets(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
+        """Give the characters of each scored token but the end of the text."""
+        if self._exact is None:
+            read = self._plain.encode(text, add_special_tokens=False)
+            if (count := _same(read.ids, ids)) >= len(ids) - 1:
+                return list(read.offsets[:count])
+        # What transformers does beside the file.
+        from gencls_core.model_loading import load_tokenizer
+        from gencls_core.model_source import ResolvedModel
+
+        if self._exact is None:
+            self._exact = load_tokenizer(ResolvedModel.of_folder("tokenizer", self._folder))
+        found = self._exact(
+            text, add_special_tokens=False, split_special_tokens=True,
+            return_offsets_mapping=True, return_attention_mask=False, verbose=False,
+        )  # fmt: skip
+        count = _same(found["input_ids"], ids)
+        return [(int(start), int(stop)) for start, stop in found["offset_mapping"][:count]]
 
 
-def _offsets(tokenizer: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:
-    """Give the characters of each scored token but the end of the text."""
-    read = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True,
-        return_attention_mask=False, verbose=False,
-    )  # fmt: skip
-    kept = read["input_ids"]
-    count = len(ids)
-    while kept[:count] != ids[:count]:
-        count -= 1  # the end of the text is no token of it
-    return [(int(start), int(stop)) for start, stop in read["offset_mapping"][:count]]
+def _same(read: list[int], scored: list[int]) -> int:
+    """Count the tokens at the beginning that are the same: all, but for the end of the text."""
+    pairs = zip(read, scored, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(read), len(scored)))
