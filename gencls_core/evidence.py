@@ -14,12 +14,11 @@ items always add up to the log-odds that decided.
 What a token adds is what the two models make of it after what they have read: a word late in a text
 may say little because the first ones said it already.
 
-Shapes: T tokens of a text, W words.
+Shapes: T tokens of a text, W words, K columns of numbers.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "Piece", "evidence_of", "spans_of", "words_of"]
+__all__ = ["Evidence", "Piece", "evidence_of", "spans_of", "word_bounds", "word_sums"]
 
 FloatArray = NDArray[np.float64]
+Bounds = tuple[int, int]
+"""Characters [start, stop) of a text."""
 
-_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
+_JOINERS = frozenset("'’-\u200c\u200d")
+"""They hold a word together, if there are letters on both sides."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,16 @@ class Evidence:
     @property
     def words(self) -> tuple[Piece, ...]:
         """Give whole words; they add up to what the tokens add up to."""
-        return words_of(self.text, self.tokens)
+        bounds = word_bounds(self.text)
+        offsets = [(token.start, token.stop) for token in self.tokens]
+        nats_T1 = np.array([[token.nats] for token in self.tokens]).reshape(-1, 1)
+        sums_W = word_sums(self.text, bounds, offsets, nats_T1)[:, 0]
+        if not bounds:
+            return (Piece(0, len(self.text), float(sums_W[0])),) if self.tokens else ()
+        return tuple(
+            Piece(start, stop, float(nats))
+            for (start, stop), nats in zip(bounds, sums_W, strict=True)
+        )
 
     @property
     def spans(self) -> tuple[Piece, ...]:
@@ -86,7 +97,7 @@ class Evidence:
 
 def evidence_of(
     text: str,
-    offsets_T: Sequence[tuple[int, int]],
+    offsets_T: Sequence[Bounds],
     scores_T: NDArray[np.float32],
     others_T: NDArray[np.float32],
     *,
@@ -103,7 +114,7 @@ def evidence_of(
 
     Args:
         text: what was scored.
-        offsets_T: characters [start, stop) of each of its tokens, the end of the text left out.
+        offsets_T: characters of each of its tokens, the end of the text left out.
         scores_T: log P of each scored token under the class, in nats; one more than `offsets_T`
             where the end is scored.
         others_T: the same under the other class.
@@ -129,44 +140,82 @@ def evidence_of(
     )
 
 
-def words_of(text: str, tokens: Sequence[Piece]) -> tuple[Piece, ...]:
-    """Join tokens to whole words; each token goes to one word, so nothing is lost or counted twice.
+def word_bounds(text: str) -> list[Bounds]:
+    """Give the words of a text, and between them the runs of other visible signs.
 
-    A token that begins with blanks belongs to the word after them; blanks before nothing belong to
-    the last word. Where a language writes without blanks, a character that is a word of its own
-    (Chinese, Japanese, Korean) is one.
+    Letters, digits and the marks on them are a word; so is each character of a script that is
+    written without blanks and has about a word in each (Chinese, Japanese).
     """
-    bounds = list(_bounds(text))
-    starts = np.array([start for start, _ in bounds], dtype=np.int64)
-    sums_W = np.zeros(max(1, len(bounds)))
-    for token in tokens:
-        place = _first_visible(text, token)
-        word = int(np.searchsorted(starts, place, side="right")) - 1
-        sums_W[max(0, word)] += token.nats
-    if not bounds:
-        return (Piece(0, len(text), float(sums_W[0])),) if tokens else ()
-    return tuple(
-        Piece(start, stop, float(nats)) for (start, stop), nats in zip(bounds, sums_W, strict=True)
-    )
+    return list(_bounds(text))
 
 
-def _bounds(text: str) -> Iterator[tuple[int, int]]:
-    for found in _WORD.finditer(text):
-        start = found.start()
-        for place in range(found.start() + 1, found.end()):
-            if _stands_alone(text[place]) or _stands_alone(text[place - 1]):
+def _bounds(text: str) -> Iterator[Bounds]:
+    start, kind = 0, ""
+    for place, character in enumerate(text):
+        found = _kind_of(text, place, character)
+        if found != kind or found == "alone":
+            if kind:
                 yield start, place
-                start = place
-        yield start, found.end()
+            start, kind = place, found
+    if kind:
+        yield start, len(text)
+
+
+def _kind_of(text: str, place: int, character: str) -> str:
+    """Say whether a character is of a `word`, stands `alone`, is a `sign`, or is blank."""
+    if character.isspace():
+        return ""
+    if _stands_alone(character):
+        return "alone"
+    if _is_of_word(character):
+        return "word"
+    between = 0 < place < len(text) - 1
+    if character in _JOINERS and between and _is_of_word(text[place - 1]):
+        return "word" if _is_of_word(text[place + 1]) else "sign"
+    return "sign"
+
+
+def _is_of_word(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
 
 
 def _stands_alone(character: str) -> bool:
-    return unicodedata.east_asian_width(character) in "WF"
+    code = ord(character)
+    return (
+        0x3040 <= code <= 0x30FF  # Hiragana, Katakana
+        or 0x3400 <= code <= 0x4DBF
+        or 0x4E00 <= code <= 0x9FFF  # Han
+        or 0xF900 <= code <= 0xFAFF
+        or 0x20000 <= code <= 0x3FFFF
+    )
 
 
-def _first_visible(text: str, token: Piece) -> int:
-    piece = text[token.start : token.stop]
-    return token.start + (len(piece) - len(piece.lstrip()))
+def word_sums(
+    text: str, bounds: Sequence[Bounds], offsets_T: Sequence[Bounds], values_TK: FloatArray
+) -> FloatArray:
+    """Add up numbers of tokens by words, [W, K]; nothing is lost or counted twice.
+
+    A token goes to the word that its first visible character is in, and one of blanks alone to the
+    word after it, at the end to the last. A text without a word has one sum.
+
+    Args:
+        text: the text.
+        bounds: its words, as `word_bounds` gives them.
+        offsets_T: characters of each token.
+        values_TK: the numbers.
+    """
+    sums_WK = np.zeros((max(1, len(bounds)), values_TK.shape[1]))
+    starts_W = np.array([start for start, _ in bounds], dtype=np.int64)
+    visible_T = np.array([_first_visible(text, start) for start, _ in offsets_T], dtype=np.int64)
+    words_T = np.searchsorted(starts_W, visible_T, side="right") - 1
+    np.add.at(sums_WK, words_T.clip(0), values_TK)
+    return sums_WK
+
+
+def _first_visible(text: str, place: int) -> int:
+    while place < len(text) and text[place].isspace():
+        place += 1
+    return place
 
 
 def spans_of(words: Sequence[Piece]) -> tuple[Piece, ...]:

@@ -1,4 +1,4 @@
-"""Explain one decision of a run: its evidence, from stored token scores or from the models.
+"""Explain decisions of a run: evidence of a text, and phrases that decide over all texts.
 
 Token scores that were kept (`--per-token`) are read; where they were not, or for another text, the
 run's models are loaded here and score the text again.
@@ -6,6 +6,7 @@ run's models are loaded here and score the text again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,20 +15,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gencls_core.calibration import Calibration, Pool
-from gencls_core.errors import UsageError
-from gencls_core.evidence import Evidence, evidence_of
-from gencls_core.phrases import Phrase, PhraseCounter, phrases_in
+from gencls_core.errors import StoreError, UsageError
+from gencls_core.evidence import Bounds, Evidence, evidence_of
+from gencls_core.phrases import Phrase, PhraseCounter
 from gencls_core.posterior import posterior_of
-from gencls_core.report.inference import Inference, infer
-from gencls_core.run import RunDirectory, system_of
-from gencls_core.score_matrix import FloatArray, LikelihoodMatrix
+from gencls_core.report.inference import Rule, origin_of, rule_of
+from gencls_core.run import RunDirectory
+from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, iter_likelihoods
 from gencls_core.scores import ShardRecord
-from gencls_core.trained_run import LocalModels, base_of, models_of_run
+from gencls_core.token_offsets import TokenReader
+from gencls_core.trained_run import LocalModels
 
-__all__ = ["decisive_phrases", "explain_example", "explain_text"]
+__all__ = ["decisive_phrases", "explain_example", "explain_text", "laid_out"]
 
-_FAR = 0.01
-"""Nats by which scores made here may differ from stored ones: other hardware rounds otherwise."""
+_FAR = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
+"""Part of a score by which one that is made here may differ from the stored one: other hardware
+rounds otherwise."""
+
+Tokens = tuple[list[int], "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
+"""Ids of the scored tokens, and their scores under either class."""
 
 
 def explain_example(
@@ -36,40 +42,37 @@ def explain_example(
     *,
     class_name: str | None = None,
     against: str | None = None,
+    prior: str | None = None,
+    ensemble: str | None = None,
 ) -> Evidence:
     """Explain what a run said of a test text.
 
     Args:
-        run: a run or an evaluation of causal language models.
+        run: a run or an evaluation.
         example_id: the text.
         class_name: whose evidence is wanted; default: the answer.
         against: the class that it is compared with; default: the true one where the answer is
             wrong, else the second likeliest.
+        prior: as for a report; default: the run's own.
+        ensemble: likewise.
 
     Raises:
-        UsageError: when there is no such text or class, or the system's scores are no sum over
-            tokens.
+        UsageError: when there is no such text or class, or no sum decided.
         StoreError: when scores are missing.
     """
-    inference = infer(run)
-    found = pc.index(inference.matrix.example_ids, example_id).as_py()
-    if found < 0:
-        raise UsageError.of(
-            "no such test text",
-            place=run.scores.path,
-            found=repr(example_id),
-            expected=f"an example_id such as {inference.matrix.example_ids[0].as_py()!r}",
-            remedy='gencls query RUN "select example_id, text from errors" lists mistakes',
-        )
-    matrix = inference.matrix.take(np.array([found]))
-    text = _text_of(run, example_id)
+    rule = rule_of(run, prior=prior, ensemble=ensemble)
+    row, text = _find(run, example_id)
+    matrix = _scores_of(run, rule, row)
+    _refuse_losses(rule, matrix)
+    log_posterior_C = posterior_of(matrix, rule.prior, rule.answer)[0]
     label = matrix.labels[0].as_py()
-    pair = _pair(matrix.classes, inference.answer[found], class_name, against, label)
-    tokens = _stored_tokens(inference, run, found, pair)
+    pair = _pair(rule.classes, log_posterior_C, class_name, against, label)
+    tokens = _stored_tokens(run, rule, row, pair)
     if tokens is None:
-        tokens = _scored_here(_origin(run), text, pair)
-        matrix = _with_sums(matrix, pair, tokens)
-    return _evidence(run, inference, matrix, text, pair, tokens)
+        tokens = _scored_here(run, text, pair)
+        matrix = _with_sums(matrix, pair, tokens, run.manifest()["precision"])
+    offsets_T = TokenReader(run).offsets(text, tokens[0])
+    return laid_out(text, offsets_T, tokens, pair, matrix, rule.prior, rule.answer)
 
 
 def explain_text(
@@ -78,37 +81,43 @@ def explain_text(
     *,
     class_name: str | None = None,
     against: str | None = None,
+    prior: str | None = None,
 ) -> Evidence:
-    """Explain what a run's models say of any text; a second system of an ensemble is not asked.
+    """Explain what a run's models say of any text.
+
+    A second system of an ensemble is not asked: the likelihoods are calibrated as they are in it.
 
     Args:
-        run: a run of causal language models.
+        run: a run or an evaluation.
         text: the text.
         class_name: whose evidence is wanted; default: the likeliest class.
         against: the class that it is compared with; default: the second likeliest.
+        prior: as for a report; default: the run's own.
 
     Raises:
-        UsageError: when there is no such class, or the system's scores are no sum over tokens.
+        UsageError: when there is no such class.
+        StoreError: when a model is missing.
     """
-    inference = infer(run, ensemble="none")
-    classes = inference.matrix.classes
-    tables = LocalModels.open(run).score([text], per_token=True)
-    first = next(iter(tables.values()))
+    rule = rule_of(run, prior=prior)
+    answer = rule.answer.alone if isinstance(rule.answer, Pool) else rule.answer
+    tables = _tables_of(run, text, rule.classes)
+    first = tables[rule.classes[0]]
     matrix = LikelihoodMatrix(
         example_ids=pa.chunked_array([["0"]], pa.string()),
         label_codes=np.array([-1]),
-        classes=classes,
-        scores=np.array([[tables[name]["score"][0].as_py() for name in classes]]),
+        classes=rule.classes,
+        scores=np.array([[tables[name]["score"][0].as_py() for name in rule.classes]]),
         num_tokens=first["num_tokens"].to_numpy(),
         truncated=first["truncated"].to_numpy(zero_copy_only=False),
         num_windows=first["num_windows"].to_numpy(),
         loss_scores=None,
-        quantity=inference.matrix.quantity,
+        quantity="log_likelihood",
     )
-    log_posterior_C = posterior_of(matrix, inference.prior, inference.calibration)[0]
-    pair = _pair(classes, log_posterior_C, class_name, against, None)
-    tokens = _tokens_of({name: tables[name] for name in pair}, 0, pair)
-    return _evidence(run, inference, matrix, text, pair, tokens)
+    log_posterior_C = posterior_of(matrix, rule.prior, answer)[0]
+    pair = _pair(rule.classes, log_posterior_C, class_name, against, None)
+    tokens = _tokens_of(tables, 0, pair)
+    offsets_T = TokenReader(run).offsets(text, tokens[0])
+    return laid_out(text, offsets_T, tokens, pair, matrix, rule.prior, answer)
 
 
 def decisive_phrases(
@@ -124,42 +133,92 @@ def decisive_phrases(
 
     Raises:
         UsageError: when there are no token scores.
-        StoreError: when scores are missing.
+        StoreError: when scores are missing, or classes were scored in unequal shards.
     """
-    inference = infer(run)
-    classes = inference.matrix.classes
-    calibration = _calibration_of(inference)
-    scale = 1.0 if calibration is None else _alone(calibration).scale
-    reader = _Reader(run)
-    counter = PhraseCounter(classes)
-    ranges: dict[tuple[int, int], dict[str, ShardRecord]] = {}
-    for record in inference.records:
-        ranges.setdefault((record.start, record.rows), {})[record.class_name] = record
-    for (start, rows), of_class in sorted(ranges.items()):
-        texts = run.dataset().read("test", start, start + rows)["text"].to_pylist()
-        columns = ["token_ids", "token_scores"]
-        tables = [run.scores.read([of_class[name]], columns) for name in classes]
+    rule, dataset = rule_of(run), run.dataset()
+    scale = 1.0 if rule.answer is None else _alone(rule.answer).scale
+    # Less the mean of the others: the mean of all, but for the own part of it.
+    scale *= len(rule.classes) / max(1, len(rule.classes) - 1)
+    reader, counter = TokenReader(run), PhraseCounter(
+        rule.classes, longest=longest, fewest_texts=fewest_texts
+    )  # fmt: skip
+    for batch in dataset.iter_batches("test", ["text"]):
+        for text in batch.column("text").to_pylist():
+            counter.see(text)
+    for (start, rows), shards in _ranges_of(rule).items():
+        texts = dataset.read("test", start, start + rows)["text"].to_pylist()
+        tables = [
+            run.scores.read([shards[name]], ["token_ids", "token_scores"]) for name in rule.classes
+        ]
         ids = tables[0]["token_ids"].to_pylist()
         scores = [table["token_scores"].to_pylist() for table in tables]
         for row, text in enumerate(texts):
             if ids[row] is None:
-                _refuse_without_tokens(system_of(run.manifest()))
                 raise UsageError.of(
                     "this run has kept no token scores",
                     place=run.scores.path,
                     remedy="run the same command again with --per-token",
                 )
             nats_TK = np.array([of_class[row] for of_class in scores], dtype=np.float64).T
-            nats_TK -= nats_TK.mean(axis=1, keepdims=True)
-            # Less the mean of the others: the own part of the mean goes, too.
-            nats_TK *= scale * len(classes) / max(1, len(classes) - 1)
+            nats_TK = scale * (nats_TK - nats_TK.mean(axis=1, keepdims=True))
             offsets_T = reader.offsets(text, ids[row])
-            counter.add(phrases_in(text, offsets_T, nats_TK[: len(offsets_T)], longest))
-    return counter.decisive(most, fewest_texts)
+            counter.add(text, offsets_T, nats_TK[: len(offsets_T)])
+    return counter.decisive(most)
 
 
-Tokens = tuple[list[int], "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
-"""Ids of the scored tokens, and their scores under either class."""
+def laid_out(
+    text: str,
+    offsets_T: Sequence[Bounds],
+    tokens: Tokens,
+    pair: tuple[str, str],
+    matrix: LikelihoodMatrix,
+    prior: dict[str, float],
+    answer: Calibration | Pool | None,
+) -> Evidence:
+    """Lay out what decided between two classes, by the rule that a run's answer is made with.
+
+    Args:
+        text: the text.
+        offsets_T: characters of its tokens, the end left out.
+        tokens: what they scored.
+        pair: the two classes.
+        matrix: the text's own scores, and what a second system says.
+        prior: of all classes.
+        answer: the calibration, or None.
+    """
+    posterior_C = posterior_of(matrix, prior, answer)[0]
+    first, second = (matrix.classes.index(name) for name in pair)
+    used = (
+        Calibration(1.0, dict.fromkeys(matrix.classes, 0.0)) if answer is None else _alone(answer)
+    )
+    a, b = pair
+    return evidence_of(
+        text,
+        offsets_T,
+        *tokens[1:],
+        class_name=a,
+        against=b,
+        log_odds=float(posterior_C[first] - posterior_C[second]),
+        scale=used.scale,
+        calibration=used.biases[a] - used.biases[b],
+        prior=float(np.log(prior[a]) - np.log(prior[b])),
+        ensemble=isinstance(answer, Pool),
+        truncated=bool(matrix.truncated[0]),
+    )
+
+
+def _alone(answer: Calibration | Pool) -> Calibration:
+    return answer.alone if isinstance(answer, Pool) else answer
+
+
+def _refuse_losses(rule: Rule, matrix: LikelihoodMatrix) -> None:
+    if rule.by_loss and matrix.loss_scores is not None:
+        raise UsageError.of(
+            "labels of this run were decided by mean losses, which are no sum over tokens",
+            found="--likelihood loss",
+            expected="exact log-likelihoods",
+            remedy="score the texts with `gencls evaluate --likelihood exact`, and explain that",
+        )
 
 
 def _pair(
@@ -173,7 +232,10 @@ def _pair(
     for name in (class_name, against):
         if name is not None and name not in classes:
             raise UsageError.of(
-                "no such class", found=repr(name), expected=f"one of {', '.join(classes)}"
+                "no such class",
+                found=repr(name),
+                expected=f"one of {', '.join(classes)}",
+                remedy="--class and --against take names of the run's classes",
             )
     order = [classes[code] for code in np.argsort(-log_posterior_C, kind="stable")]
     first = class_name or next(name for name in order if name != against)
@@ -186,86 +248,84 @@ def _pair(
     return first, second
 
 
-def _evidence(
-    run: RunDirectory,
-    inference: Inference,
-    matrix: LikelihoodMatrix,
-    text: str,
-    pair: tuple[str, str],
-    tokens: Tokens,
-) -> Evidence:
-    ids, scores_T, others_T = tokens
-    offsets_T = _Reader(run).offsets(text, ids)
-    calibration = _calibration_of(inference)
-    posterior_C = posterior_of(matrix, inference.prior, calibration)[0]
-    first, second = (matrix.classes.index(name) for name in pair)
-    used = Calibration(1.0, dict.fromkeys(matrix.classes, 0.0))
-    if calibration is not None:
-        used = _alone(calibration)
-    a, b = pair
-    return evidence_of(
-        text,
-        offsets_T,
-        scores_T,
-        others_T,
-        class_name=a,
-        against=b,
-        log_odds=float(posterior_C[first] - posterior_C[second]),
-        scale=used.scale,
-        calibration=used.biases[a] - used.biases[b],
-        prior=float(np.log(inference.prior[a]) - np.log(inference.prior[b])),
-        ensemble=isinstance(calibration, Pool),
-        truncated=bool(matrix.truncated[0]),
-    )
-
-
-def _calibration_of(inference: Inference) -> Calibration | Pool | None:
-    """Give the calibration of the run's answer."""
-    return inference.calibration if inference.stands_by_calibrated else None
-
-
-def _alone(calibration: Calibration | Pool) -> Calibration:
-    return calibration.alone if isinstance(calibration, Pool) else calibration
-
-
-def _text_of(run: RunDirectory, example_id: str) -> str:
+def _find(run: RunDirectory, example_id: str) -> tuple[int, str]:
+    """Give a test text's row and the text."""
+    start, some = 0, ""
     for batch in run.dataset().iter_batches("test", ["example_id", "text"]):
         row = pc.index(batch.column("example_id"), example_id).as_py()
         if row >= 0:
-            return str(batch.column("text")[row].as_py())
-    raise AssertionError("a scored text is in the dataset")
+            return start + row, str(batch.column("text")[row].as_py())
+        some = some or batch.column("example_id")[0].as_py()
+        start += batch.num_rows
+    raise UsageError.of(
+        "no such test text",
+        place=run.dataset_path,
+        found=repr(example_id),
+        expected=f"an example_id such as {some!r}",
+        remedy='gencls query RUN "select example_id from predictions where answer <> label" '
+        "lists mistakes",
+    )
 
 
-def _stored_tokens(
-    inference: Inference, run: RunDirectory, row: int, pair: tuple[str, str]
-) -> Tokens | None:
+def _scores_of(run: RunDirectory, rule: Rule, row: int) -> LikelihoodMatrix:
+    """Read the scores of one test text under all classes, and what a second system says."""
+    start = 0
+    for part in iter_likelihoods(run.scores, rule.system, rule.classes, rule.records):
+        if row < start + len(part):
+            return rule.completed(part, start).take(np.array([row - start]))
+        start += len(part)
+    raise StoreError(f"{run.scores.path}: the text has not been scored")
+
+
+def _ranges_of(rule: Rule) -> dict[tuple[int, int], dict[str, ShardRecord]]:
+    """Give the shards of each range of texts (first, number), by class.
+
+    Raises:
+        StoreError: when a class has none of the same.
+    """
+    found: dict[tuple[int, int], dict[str, ShardRecord]] = {}
+    for record in sorted(rule.records, key=lambda record: record.start):
+        found.setdefault((record.start, record.rows), {})[record.class_name] = record
+    for (start, rows), shards in found.items():
+        if set(shards) != set(rule.classes):
+            raise StoreError(
+                f"texts {start} to {start + rows} are scored under {', '.join(shards)} alone, or "
+                "in shards of another size; run the same command again"
+            )
+    return found
+
+
+def _stored_tokens(run: RunDirectory, rule: Rule, row: int, pair: tuple[str, str]) -> Tokens | None:
     """Read a text's token scores; None where they were not kept."""
     tables: dict[str, pa.Table] = {}
-    system = system_of(run.manifest())
-    for record in inference.records:
+    for record in rule.records:
         if record.class_name in pair and record.start <= row < record.start + record.rows:
             table = run.scores.read([record], ["token_ids", "token_scores"])
             tables[record.class_name] = table.slice(row - record.start, 1)
     if set(tables) != set(pair) or any(
         table["token_scores"][0].as_py() is None for table in tables.values()
     ):
-        _refuse_without_tokens(system)
         return None
     return _tokens_of(tables, 0, pair)
 
 
-def _refuse_without_tokens(system: str) -> None:
-    if system not in ("class-lm", "conditional-lm", "joint-lm"):
-        raise UsageError.of(
-            "the scores of this system are no sum over tokens, so there is no evidence to show",
-            found=system,
-            expected="a run of --recipe independent, conditional or joint",
-        )
-
-
 def _scored_here(run: RunDirectory, text: str, pair: tuple[str, str]) -> Tokens:
-    tables = LocalModels.open(run, pair).score([text], pair, per_token=True)
-    return _tokens_of(tables, 0, pair)
+    return _tokens_of(_tables_of(run, text, pair), 0, pair)
+
+
+def _tables_of(run: RunDirectory, text: str, classes: Sequence[str]) -> dict[str, pa.Table]:
+    """Score a text under some classes; of models of their own one is in memory at a time."""
+    origin = origin_of(run, run.manifest())
+    whole = LocalModels.open(origin, classes[:1], scored=run)
+    if not whole.job.system.model_per_class:
+        whole = LocalModels.open(origin, classes, scored=run)
+        return whole.score([text], classes, per_token=True)
+    found = whole.score([text], classes[:1], per_token=True)
+    for name in classes[1:]:
+        del whole
+        whole = LocalModels.open(origin, [name], scored=run)
+        found |= whole.score([text], [name], per_token=True)
+    return found
 
 
 def _tokens_of(tables: dict[str, pa.Table], row: int, pair: tuple[str, str]) -> Tokens:
@@ -276,7 +336,9 @@ def _tokens_of(tables: dict[str, pa.Table], row: int, pair: tuple[str, str]) -> 
     return ids, first, second
 
 
-def _with_sums(matrix: LikelihoodMatrix, pair: tuple[str, str], tokens: Tokens) -> LikelihoodMatrix:
+def _with_sums(
+    matrix: LikelihoodMatrix, pair: tuple[str, str], tokens: Tokens, precision: str
+) -> LikelihoodMatrix:
     """Put the sums of what was scored here in the place of the stored scores.
 
     Raises:
@@ -286,64 +348,14 @@ def _with_sums(matrix: LikelihoodMatrix, pair: tuple[str, str], tokens: Tokens) 
     for name, scores_T in zip(pair, tokens[1:], strict=True):
         place = matrix.classes.index(name)
         total = float(scores_T.sum(dtype=np.float64))
-        if abs(total - scores_NC[0, place]) > max(_FAR, 1e-3 * abs(total)):
+        stored = float(scores_NC[0, place])
+        if abs(total - stored) > 1e-3 + _FAR[precision] * abs(stored):
             raise UsageError.of(
                 "the run's models do not say of this text what its scores say",
-                found=f"{total:.3f} nats under {name!r}",
-                expected=f"{scores_NC[0, place]:.3f}",
-                remedy="score the texts again (run the same command), or explain it as --text",
+                found=f"{total:.4f} nats under {name!r} ({precision})",
+                expected=f"{stored:.4f}",
+                remedy="`gencls verify RUN`, and the run's own command again; --text explains what "
+                "the models say now",
             )
         scores_NC[0, place] = total
     return replace(matrix, scores=scores_NC)
-
-
-def _origin(run: RunDirectory) -> RunDirectory:
-    """Give the run whose models scored the texts."""
-    from gencls_core.report.inference import origin_of
-
-    return origin_of(run, run.manifest())
-
-
-class _Reader:
-    """Tells the characters of tokens, by the tokenizer that all models of a run share."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        from tokenizers import Tokenizer
-
-        origin = _origin(run)
-        models = models_of_run(origin, origin.manifest())
-        self._folder = models[0].local()
-        if not (self._folder / "tokenizer.json").exists():
-            self._folder = base_of(origin, models).local()
-        # A second sooner than transformers, and without torch.
-        self._plain = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-        self._plain.no_truncation()
-        self._plain.no_padding()
-        # `<|endoftext|>` written in a text is text, not the end of it.
-        self._plain.encode_special_tokens = True
-        self._exact: Any = None
-
-    def offsets(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
-        """Give the characters of each scored token but the end of the text."""
-        if self._exact is None:
-            read = self._plain.encode(text, add_special_tokens=False)
-            if (count := _same(read.ids, ids)) >= len(ids) - 1:
-                return list(read.offsets[:count])
-        # What transformers does beside the file.
-        from gencls_core.model_loading import load_tokenizer
-        from gencls_core.model_source import ResolvedModel
-
-        if self._exact is None:
-            self._exact = load_tokenizer(ResolvedModel.of_folder("tokenizer", self._folder))
-        found = self._exact(
-            text, add_special_tokens=False, split_special_tokens=True,
-            return_offsets_mapping=True, return_attention_mask=False, verbose=False,
-        )  # fmt: skip
-        count = _same(found["input_ids"], ids)
-        return [(int(start), int(stop)) for start, stop in found["offset_mapping"][:count]]
-
-
-def _same(read: list[int], scored: list[int]) -> int:
-    """Count the tokens at the beginning that are the same: all, but for the end of the text."""
-    pairs = zip(read, scored, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(read), len(scored)))

@@ -2,28 +2,30 @@
 
 A word speaks for class c by what it adds to log P(text | c) less the mean over the other classes,
 in nats, scaled as the run's answer scales it; a phrase by the sum of its words. Each text that
-holds a phrase counts once, with the mean over its occurrences, and a phrase is ranked by the lower
-end of the 95 % interval (Student's t) of the mean over texts: one odd text lifts nothing.
+holds a phrase counts once, with the mean over its occurrences, and the same text twice as one.
 
-Only stored token scores are read (`--per-token`); labels are not.
+A phrase is ranked by the lower end of an interval (Student's t) of the mean over texts. Thousands
+of phrases are looked at and the best are shown, so the intervals hold for all of them together
+(Bonferroni): with 5 texts it takes much for one to be shown, and one odd text lifts nothing.
 
-Shapes: T tokens, W words of a text, K classes.
+Shapes: T tokens, W words of a text, K classes, P phrases.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gencls_core.evidence import Piece, words_of
+from gencls_core.evidence import Bounds, word_bounds, word_sums
 
-__all__ = ["Phrase", "PhraseCounter", "phrases_in"]
+__all__ = ["Phrase", "PhraseCounter"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -36,90 +38,153 @@ class Phrase:
     nats: float
     """Mean over these texts."""
     low: float
-    """Lower end of its 95 % interval."""
+    """Lower end of its interval: 95 % for all phrases together."""
     high: float
 
 
-def phrases_in(
-    text: str, offsets_T: Sequence[tuple[int, int]], nats_TK: FloatArray, longest: int
-) -> dict[str, FloatArray]:
-    """Give the phrases of a text, each with the mean of what its occurrences say, [K] nats.
-
-    Args:
-        text: the text; upper and lower case are not told apart.
-        offsets_T: characters of each token.
-        nats_TK: what each token says for each class.
-        longest: words of a phrase at the most.
-    """
-    columns = [
-        words_of(text, [Piece(*at, float(nats)) for at, nats in zip(offsets_T, of_T, strict=True)])
-        for of_T in nats_TK.T
-    ]
-    words = [text[piece.start : piece.stop].casefold() for piece in columns[0]]
-    nats_WK = np.array([[piece.nats for piece in column] for column in columns]).T
-    found: dict[str, list[FloatArray]] = {}
-    for first, last in _runs_of(words, longest):
-        phrase = " ".join(words[first : last + 1])
-        found.setdefault(phrase, []).append(nats_WK[first : last + 1].sum(axis=0))
-    return {phrase: np.mean(each, axis=0) for phrase, each in found.items()}
-
-
-def _runs_of(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:
-    """Give first and last place of all runs of words without a sign between them."""
-    for first in range(len(words)):
-        for last in range(first, min(first + longest, len(words))):
-            if not words[last][:1].isalnum():
-                break
-            yield first, last
-
-
 class PhraseCounter:
-    """Adds up phrases text by text; memory is a number for each phrase and class."""
+    """Adds up phrases text by text.
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    First every text is shown to `see`, then again to `add` with its numbers: only what enough texts
+    hold is kept, a number for each class. While texts are seen, memory is 8 bytes for each
+    occurrence.
+    """
+
+    def __init__(self, classes: Sequence[str], *, longest: int, fewest_texts: int) -> None:
+        """Begin.
+
+        Args:
+            classes: names of the classes.
+            longest: words of a phrase at the most.
+            fewest_texts: texts that must hold a phrase; 2 at least.
+        """
         self._classes = tuple(classes)
-        self._sums: dict[str, tuple[int, FloatArray, FloatArray]] = {}
+        self._longest = longest
+        self._fewest = max(2, fewest_texts)
+        self._seen: list[IntArray] = []
+        self._texts: set[int] = set()
+        self._place: dict[str, int] = {}
+        self._counts: list[int] = []
+        self._sums: list[FloatArray] = []
+        self._squares: list[FloatArray] = []
 
-    def add(self, phrases: dict[str, FloatArray]) -> None:
-        """Count the phrases of one text."""
-        zeros_K = np.zeros(len(self._classes))
-        for phrase, nats_K in phrases.items():
-            texts, sum_K, squares_K = self._sums.get(phrase, (0, zeros_K, zeros_K))
-            self._sums[phrase] = (texts + 1, sum_K + nats_K, squares_K + nats_K**2)
+    def see(self, text: str) -> None:
+        """Take note of the phrases of a text; of the same text again nothing."""
+        key = hash(" ".join(text.casefold().split()))
+        if key not in self._texts:
+            self._texts.add(key)
+            phrases = {phrase for phrase, *_ in _phrases_of(text, self._longest)}
+            self._seen.append(np.array([hash(phrase) for phrase in phrases], dtype=np.int64))
 
-    def decisive(self, most: int, fewest_texts: int) -> dict[str, list[Phrase]]:
+    @functools.cached_property
+    def _kept(self) -> frozenset[int]:
+        """Hashes of the phrases that enough texts hold; one in 10^9 might be of two."""
+        self._texts.clear()  # from here on texts are added
+        if not self._seen:
+            return frozenset()
+        hashes_P, texts_P = np.unique(np.concatenate(self._seen), return_counts=True)
+        self._seen.clear()
+        return frozenset(hashes_P[texts_P >= self._fewest].tolist())
+
+    def add(self, text: str, offsets_T: Sequence[Bounds], nats_TK: FloatArray) -> None:
+        """Count the phrases of one text that was seen.
+
+        Args:
+            text: the text; upper and lower case are not told apart.
+            offsets_T: characters of each token.
+            nats_TK: what each token says for each class.
+        """
+        kept = self._kept
+        key = hash(" ".join(text.casefold().split()))
+        if key in self._texts:
+            return
+        self._texts.add(key)
+        bounds = word_bounds(text)
+        until_WK = np.zeros((len(bounds) + 1, len(self._classes)))
+        if bounds:
+            np.cumsum(word_sums(text, bounds, offsets_T, nats_TK), axis=0, out=until_WK[1:])
+        found: dict[str, list[FloatArray]] = {}
+        for phrase, first, last in _phrases_of(text, self._longest):
+            if hash(phrase) in kept:
+                found.setdefault(phrase, []).append(until_WK[last + 1] - until_WK[first])
+        for phrase, each in found.items():
+            self._count(phrase, np.mean(each, axis=0))
+
+    def _count(self, phrase: str, nats_K: FloatArray) -> None:
+        place = self._place.setdefault(phrase, len(self._counts))
+        if place == len(self._counts):
+            self._counts.append(0)
+            self._sums.append(np.zeros_like(nats_K))
+            self._squares.append(np.zeros_like(nats_K))
+        self._counts[place] += 1
+        self._sums[place] += nats_K
+        self._squares[place] += nats_K**2
+
+    def decisive(self, most: int) -> dict[str, list[Phrase]]:
         """Give the phrases of each class that speak for it, the surest first.
 
         One that is part of a surer one, or holds it, is left out.
 
         Args:
             most: phrases of a class.
-            fewest_texts: texts that must hold a phrase.
         """
-        from scipy.stats import t as student
-
+        if not self._counts:
+            return {name: [] for name in self._classes}
+        texts_P = np.array(self._counts)
+        mean_PK = np.stack(self._sums) / texts_P[:, None]
+        spread_PK = np.stack(self._squares) - texts_P[:, None] * mean_PK**2
+        spread_PK = spread_PK.clip(0.0) / (texts_P - 1)[:, None]
+        reach_PK = _quantiles(texts_P, mean_PK.size)[:, None] * np.sqrt(
+            spread_PK / texts_P[:, None]
+        )
+        low_PK = mean_PK - reach_PK
+        words = list(self._place)
         found = {}
         for number, name in enumerate(self._classes):
-            ranked = []
-            for phrase, (texts, sum_K, squares_K) in self._sums.items():
-                if texts < max(2, fewest_texts):
-                    continue
-                mean = float(sum_K[number]) / texts
-                spread = max(0.0, float(squares_K[number]) - texts * mean**2) / (texts - 1)
-                reach = float(student.ppf(0.975, texts - 1)) * math.sqrt(spread / texts)
-                if mean - reach > 0:
-                    ranked.append(Phrase(phrase, texts, mean, mean - reach, mean + reach))
-            ranked.sort(key=lambda phrase: (-phrase.low, phrase.words))
-            found[name] = _apart(ranked, most)
+            order = sorted(
+                np.flatnonzero(low_PK[:, number] > 0).tolist(),
+                key=lambda place: (-low_PK[place, number], words[place]),
+            )
+            found[name] = [
+                Phrase(
+                    words[place],
+                    int(texts_P[place]),
+                    float(mean_PK[place, number]),
+                    float(low_PK[place, number]),
+                    float((mean_PK + reach_PK)[place, number]),
+                )
+                for place in _apart(order, words, most)
+            ]
         return found
 
 
-def _apart(ranked: Sequence[Phrase], most: int) -> list[Phrase]:
-    kept: list[Phrase] = []
-    for phrase in ranked:
+def _quantiles(texts_P: IntArray, intervals: int) -> FloatArray:
+    """Give the quantiles of Student's t with which so many intervals hold together, 95 %."""
+    from scipy.stats import t as student
+
+    each, place_P = np.unique(texts_P, return_inverse=True)
+    found_P: FloatArray = student.isf(0.025 / intervals, each - 1)[place_P]
+    return found_P
+
+
+def _phrases_of(text: str, longest: int) -> Iterator[tuple[str, int, int]]:
+    """Give all runs of words without a sign between them, each with its first and last word."""
+    bounds = word_bounds(text)
+    words = [text[start:stop].casefold() for start, stop in bounds]
+    for first, (start, _) in enumerate(bounds):
+        for last in range(first, min(first + longest, len(words))):
+            if not words[last][0].isalnum():
+                break
+            # As it stands in the text, but for the kind of blanks.
+            yield " ".join(text[start : bounds[last][1]].casefold().split()), first, last
+
+
+def _apart(order: Sequence[int], words: Sequence[str], most: int) -> list[int]:
+    kept: list[int] = []
+    for place in order:
         if len(kept) == most:
             break
-        padded = f" {phrase.words} "
-        if not any(f" {one.words} " in padded or padded in f" {one.words} " for one in kept):
-            kept.append(phrase)
+        padded = f" {words[place]} "
+        if not any(f" {words[one]} " in padded or padded in f" {words[one]} " for one in kept):
+            kept.append(place)
     return kept

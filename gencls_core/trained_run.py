@@ -163,12 +163,20 @@ class LocalModels:
     models: Models
 
     @classmethod
-    def open(cls, run: RunDirectory, classes: Sequence[str] | None = None) -> Self:
-        """Load the models of a run onto the GPU, if there is one, in the precision of its scores.
+    def open(
+        cls,
+        run: RunDirectory,
+        classes: Sequence[str] | None = None,
+        *,
+        scored: RunDirectory | None = None,
+    ) -> Self:
+        """Load the models of a run onto the GPU, if there is one.
 
         Args:
             run: a run whose models are trained.
             classes: whose models are wanted; default: all.
+            scored: the run or evaluation whose scores are to come out again: its precision and
+                settings are taken. Default: the run itself.
 
         Raises:
             StoreError: when a model is missing.
@@ -180,14 +188,16 @@ class LocalModels:
         config = RunConfig.model_validate(manifest["config"])
         system = main_system(config)
         models = models_of_run(run, manifest)
+        as_scored = manifest if scored is None else scored.manifest()
+        settings = RunConfig.model_validate(as_scored["config"])
         job = ScoringJob(
             system=system,
             classes=tuple(manifest["classes"]),
             models=models,
             base=base_of(run, models),
-            sequence=config.sequence,
-            scoring=config.scoring,
-            precision=manifest["precision"],
+            sequence=settings.sequence,
+            scoring=settings.scoring,
+            precision=as_scored["precision"],
             device="cuda" if torch.cuda.is_available() else "cpu",
             systems=config.systems,
             seed=config.training.seed,

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gencls_core.evidence import Piece, evidence_of, spans_of, words_of
+from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, word_bounds
 
 TEXT = "  The striker's goal — won it.\n\nNot the weather "
 
@@ -16,27 +16,54 @@ def pieces_of(text: str, cuts: list[int]) -> list[tuple[int, int]]:
     return list(pairwise([0, *cuts, len(text)]))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_words_add_up_to_what_their_tokens_add_up_to(seed):
+def words_of(text: str, tokens: list[Piece]) -> tuple[Piece, ...]:
+    nats = {"log_odds": 0.0, "end": 0.0, "calibration": 0.0, "prior": 0.0, "ensemble": 0.0}
+    return Evidence(text, "a", "b", tokens=tuple(tokens), truncated=False, **nats).words
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_each_token_goes_to_the_word_that_it_begins(seed):
     rng = np.random.default_rng(seed)
-    cuts = sorted(rng.choice(range(1, len(TEXT)), rng.integers(1, 25), replace=False).tolist())
+    cuts = sorted(rng.choice(range(1, len(TEXT)), rng.integers(1, 45), replace=False).tolist())
     tokens = [Piece(*bounds, float(rng.normal())) for bounds in pieces_of(TEXT, cuts)]
     words = words_of(TEXT, tokens)
     shown = [TEXT[word.start : word.stop] for word in words]
     assert shown == ["The", "striker's", "goal", "—", "won", "it", ".", "Not", "the", "weather"]
-    assert sum(word.nats for word in words) == pytest.approx(sum(t.nats for t in tokens))
+    naive = [0.0] * len(words)
+    for token in tokens:
+        # The first word that ends after the token's first visible character, or the last.
+        visible = [at for at in range(token.start, len(TEXT)) if not TEXT[at].isspace()]
+        after = [n for n, word in enumerate(words) if visible and word.stop > visible[0]]
+        naive[after[0] if after else -1] += token.nats
+    assert [word.nats for word in words] == pytest.approx(naive)
 
 
-def test_a_token_is_of_the_word_that_it_begins():
-    text = "ab cd\n"
-    tokens = [Piece(0, 1, 1.0), Piece(1, 2, 2.0), Piece(2, 5, 4.0), Piece(5, 6, 8.0)]
-    assert words_of(text, tokens) == (Piece(0, 2, 3.0), Piece(3, 5, 12.0))
+def test_tokens_that_share_a_character_and_texts_without_words():
     # A character of three bytes may be three tokens, all at its place.
     text = "天气 ok"
     tokens = [Piece(0, 1, 1.0), Piece(0, 1, 2.0), Piece(1, 2, 4.0), Piece(2, 5, 8.0)]
     assert words_of(text, tokens) == (Piece(0, 1, 3.0), Piece(1, 2, 4.0), Piece(3, 5, 8.0))
     assert words_of("", []) == ()
     assert words_of("  ", [Piece(0, 2, 1.5)]) == (Piece(0, 2, 1.5),)
+    tokens = [Piece(0, 5, 1.0), Piece(5, 7, 10.0), Piece(7, 8, 100.0), Piece(8, 13, 1000.0)]
+    assert [word.nats for word in words_of("alpha\n\n  beta", tokens)] == [1.0, 1110.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("مُحَمَّد قال", ["مُحَمَّد", "قال"]),
+        ("cafe\u0301s!", ["cafe\u0301s", "!"]),
+        ("天気がいい", list("天気がいい")),
+        ("well-known 'quoted' it’s", ["well-known", "'", "quoted", "'", "it’s"]),
+        ("a_b 3,5 - x", ["a_b", "3", ",", "5", "-", "x"]),
+        ("<b>…</b>", ["<", "b", ">…</", "b", ">"]),
+    ],
+)
+def test_words_of_many_scripts(text, words):
+    assert [text[start:stop] for start, stop in word_bounds(text)] == words
 
 
 def naive_runs(values: list[float]) -> set[tuple[int, int]]:

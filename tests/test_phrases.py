@@ -6,48 +6,73 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from gencls_core.phrases import PhraseCounter, phrases_in
+from gencls_core.phrases import PhraseCounter, _phrases_of
 
 CLASSES = ("a", "b")
 
 
-def spoken(text: str, nats: dict[str, float], longest: int = 3):
-    """Let every token be a word, and say what is given of it for `a`."""
-    offsets, place = [], 0
-    for word in text.split(" "):
-        offsets.append((place, place + len(word)))
-        place += len(word) + 1
-    for_a = np.array([nats.get(text[slice(*at)].lower(), 0.0) for at in offsets])
-    return phrases_in(text, offsets, np.stack([for_a, -for_a], axis=1), longest)
+def counted(texts: list[tuple[str, dict[str, float]]], fewest: int = 5) -> PhraseCounter:
+    """Let every token be a word, and say what is given of it for `a`, the negative for `b`."""
+    counter = PhraseCounter(CLASSES, longest=3, fewest_texts=fewest)
+    for text, _ in texts:
+        counter.see(text)
+    for text, nats in texts:
+        offsets, place = [], 0
+        for word in text.split(" "):
+            offsets.append((place, place + len(word)))
+            place += len(word) + 1
+        for_a = np.array([nats.get(text[slice(*at)].lower(), 0.0) for at in offsets])
+        counter.add(text, offsets, np.stack([for_a, -for_a], axis=1))
+    return counter
 
 
-def test_phrases_end_at_signs_and_count_once_a_text():
-    found = spoken("Late Goal , late goal today", {"goal": 2.0, "late": 1.0, "today": 0.5})
-    assert set(found) == {
-        "late", "goal", "late goal", "today", "goal today", "late goal today",
-    }  # fmt: skip
-    assert found["late goal"].tolist() == [3.0, -3.0]
-    assert found["goal"].tolist() == [2.0, -2.0]  # the mean of two
-    assert spoken("", {}) == {}
+def test_phrases_end_at_signs():
+    found = [phrase for phrase, *_ in _phrases_of("Late Goal , late\n goal today", 3)]
+    assert found == [
+        "late", "late goal", "goal", "late", "late goal", "late goal today", "goal", "goal today",
+        "today",
+    ]  # fmt: skip
+    assert [phrase for phrase, *_ in _phrases_of("天気", 3)] == ["天", "天気", "気"]
+    assert list(_phrases_of("", 3)) == []
 
 
 def test_the_surest_first_and_no_phrase_twice():
-    counter = PhraseCounter(CLASSES)
     rng = np.random.default_rng(0)
-    values = []
+    texts, values = [], []
     for number in range(40):
         values.append(4.0 + rng.normal())
-        counter.add(spoken(f"cup final {number}", {"cup": values[-1], "final": 1.0}))
-        counter.add(spoken(f"a vote {number}", {"vote": -3.0 + rng.normal()}))
-    counter.add(spoken("freak vote", {"freak": 90.0, "vote": 90.0}))
-    for number in range(5):
-        counter.add(spoken(f"odd {number}", {"odd": 80.0 if number == 0 else 0.1}))
-    found = counter.decisive(10, 5)
+        # Twice in a text it counts once, with the mean.
+        text = f"cup final , {number}" + " , cup final" * (number % 2)
+        texts.append((text, {"cup": values[-1], "final": 1.0}))
+        texts.append((f"vote nr {number}", {"vote": -3.0 + rng.normal()}))
+    texts.append(("freak vote", {"freak": 90.0, "vote": 90.0}))
+    texts += [(f"odd thing {n}", {"odd": 80.0 if n == 0 else 0.1}) for n in range(5)]
+    found = counted(texts).decisive(10)
     assert [phrase.words for phrase in found["a"]] == ["cup final"]
-    assert found["b"][0].words in ("a vote", "vote")
+    assert [phrase.words for phrase in found["b"]] == ["vote nr"]
     top = found["a"][0]
     naive = np.array(values) + 1.0
-    reach = student.ppf(0.975, 39) * naive.std(ddof=1) / np.sqrt(40)
     assert (top.texts, top.nats) == (40, pytest.approx(naive.mean()))
+    # All phrases of five texts or more, for two classes: their intervals hold together.
+    kept = {"cup", "cup final", "final", "vote", "vote nr", "nr", "odd", "odd thing", "thing"}
+    quantile = student.isf(0.025 / (2 * len(kept)), 39)
+    reach = quantile * naive.std(ddof=1) / np.sqrt(40)
     assert (top.low, top.high) == pytest.approx((naive.mean() - reach, naive.mean() + reach))
-    assert counter.decisive(0, 5) == {"a": [], "b": []}
+    assert counted(texts).decisive(0) == {"a": [], "b": []}
+
+
+def test_the_same_text_again_is_no_more_support():
+    same = [("Cup  final", {"cup": 4.0})] * 9 + [("a cup", {"cup": 4.0})]
+    assert counted(same, fewest=3).decisive(5) == {"a": [], "b": []}
+    assert counted([], fewest=3).decisive(5) == {"a": [], "b": []}
+
+
+def test_few_texts_take_much_to_be_shown():
+    """With five texts and thousands of phrases, some are the same in all of them by chance."""
+    rng = np.random.default_rng(1)
+    words = [f"w{number}" for number in range(400)]
+    texts = [
+        (" , ".join(rng.permutation(words)), dict(zip(words, rng.normal(size=400), strict=True)))
+        for _ in range(5)
+    ]
+    assert counted(texts).decisive(50) == {"a": [], "b": []}

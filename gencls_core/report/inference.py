@@ -27,7 +27,7 @@ from gencls_core.score_matrix import (
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import resolve_below
 
-__all__ = ["Inference", "infer", "infer_by_range"]
+__all__ = ["Inference", "Rule", "infer", "infer_by_range", "origin_of", "rule_of"]
 
 
 BY_LOSS = (
@@ -94,7 +94,7 @@ def infer(
         StoreError: when scores are missing or contradict each other.
         UsageError: when the prior cannot be obeyed.
     """
-    rule = _rule(run, prior, ensemble, system, models_of)
+    rule = rule_of(run, prior=prior, ensemble=ensemble, system=system, models_of=models_of)
     return rule.applied(read_likelihoods(run.scores, rule.system, rule.classes, rule.records))
 
 
@@ -114,7 +114,7 @@ def infer_by_range(
         StoreError: as `infer`, at the range in question.
         UsageError: when the prior cannot be obeyed.
     """
-    rule = _rule(run, prior, ensemble, system, models_of)
+    rule = rule_of(run, prior=prior, ensemble=ensemble, system=system, models_of=models_of)
     start = 0
     for matrix in iter_likelihoods(run.scores, rule.system, rule.classes, rule.records):
         yield rule.applied(matrix, start)
@@ -122,8 +122,8 @@ def infer_by_range(
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """How the scores of a run become posteriors."""
+class Rule:
+    """How the scores of a run become posteriors; no test score is in it."""
 
     system: str
     classes: tuple[str, ...]
@@ -138,6 +138,14 @@ class _Rule:
     """Of an ensemble."""
     chosen: bool
     """Whether the recipe was chosen by calibrated held-out texts."""
+
+    @property
+    def answer(self) -> Calibration | Pool | None:
+        """The calibration that the run's answer is made with; None where it stands by the scores
+        as they are."""
+        if self.fit is None or not (self.chosen or self.companion is not None):
+            return None
+        return self.fit.calibration
 
     def completed(self, matrix: LikelihoodMatrix, start: int = 0) -> LikelihoodMatrix:
         """Lay what a second system says beside the run's test texts from row `start` on."""
@@ -165,18 +173,22 @@ class _Rule:
             notes=(*self.notes, BY_LOSS) if by_loss else self.notes,
             log_posterior=posterior_of(decided, self.prior),
             calibrated=calibrated,
-            stands_by_calibrated=calibrated is not None
-            and (self.chosen or self.companion is not None),
+            stands_by_calibrated=self.answer is not None,
         )
 
 
-def _rule(
+def rule_of(
     run: RunDirectory,
-    prior: str | None,
-    ensemble: str | None,
-    system: str | None,
-    models_of: RunDirectory | None,
-) -> _Rule:
+    *,
+    prior: str | None = None,
+    ensemble: str | None = None,
+    system: str | None = None,
+    models_of: RunDirectory | None = None,
+) -> Rule:
+    """Give how a run's test scores become posteriors; arguments and errors are those of `infer`.
+
+    Only a prior that is estimated from the texts reads their scores.
+    """
     manifest = run.manifest()
     main = system_of(manifest)
     system = system or main
@@ -191,7 +203,7 @@ def _rule(
     if system == main:
         fit, companion, more = with_ensemble(fitter, fit, manifest, ensemble)
         notes = (*notes, *more)
-    rule = _Rule(
+    rule = Rule(
         system=system,
         classes=classes,
         records=tuple(run.scores.records(system)),
