@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,13 @@ SHOWN_SPANS = 5
 @click.option("--phrases", is_flag=True, help="What speaks for each class over all test texts.")
 @click.option("--class", "class_name", help="Whose evidence; default: the answer.")
 @click.option("--against", help="The other class; default: the true one, or the second likeliest.")
+@click.option("--prior", help="As of `report`; default: the run's.")
+@click.option("--prior-from", type=click.Choice(["unlabelled"]), help="As of `report`.")
+@click.option(
+    "--ensemble",
+    type=click.Choice(["none", "auto", "tfidf", "nbsvm", "discriminative"]),
+    help="As of `report`, for --example; default: the run's.",
+)
 @click.option("--json", "as_json", is_flag=True, help="All items as JSON.")
 def explain_command(
     run: Location,
@@ -39,6 +47,9 @@ def explain_command(
     phrases: bool,
     class_name: str | None,
     against: str | None,
+    prior: str | None,
+    prior_from: str | None,
+    ensemble: str | None,
     as_json: bool,
 ) -> None:
     """Show which words of a text decided, in nats that add up to the log-odds.
@@ -54,12 +65,18 @@ def explain_command(
     directory = RunDirectory(run)
     if (example is not None) + (text is not None) + phrases != 1:
         raise click.UsageError("give one of --example ID, --text TEXT and --phrases")
+    if prior and prior_from:
+        raise click.UsageError("give --prior or --prior-from, not both: each is the whole prior")
+    pair = {"class_name": class_name, "against": against, "prior": prior_from or prior}
+    if phrases and (ensemble or any(pair.values())):
+        raise click.UsageError("--phrases is of all classes, and asks no prior and no ensemble")
+    if text is not None and ensemble:
+        raise click.UsageError("of an ensemble --text asks the likelihoods alone: leave --ensemble")
     if phrases:
         _show_phrases(decisive_phrases(directory), as_json)
         return
-    pair = {"class_name": class_name, "against": against}
     if example is not None:
-        found = explain_example(directory, example, **pair)
+        found = explain_example(directory, example, ensemble=ensemble, **pair)
     else:
         found = explain_text(directory, text or "", **pair)
     if as_json:
@@ -124,7 +141,7 @@ def print_evidence(found: Evidence, console: Console) -> None:
         if spans:
             console.print(f"For {name}:", markup=False)
         for piece in spans:
-            shown = " ".join(found.text[piece.start : piece.stop].split())
+            shown = _harmless(" ".join(found.text[piece.start : piece.stop].split()))
             console.print(f"  {_nats(piece.nats):>8}  {shown}", markup=False)
 
 
@@ -136,11 +153,17 @@ def _coloured(found: Evidence) -> Text:
     most = max((abs(word.nats) for word in words), default=0.0) or 1.0
     drawn, end = Text(), 0
     for word in words:
-        drawn.append(found.text[end : word.start])
-        drawn.append(found.text[word.start : word.stop], style=_style(word, most))
+        drawn.append(_harmless(found.text[end : word.start]))
+        drawn.append(_harmless(found.text[word.start : word.stop]), style=_style(word, most))
         end = word.stop
-    drawn.append(found.text[end:])
+    drawn.append(_harmless(found.text[end:]))
     return drawn
+
+
+def _harmless(text: str) -> str:
+    """Replace what a terminal would obey."""
+    obeyed = {sign for sign in text if unicodedata.category(sign) == "Cc"} - {"\n", "\t"}
+    return text.translate({ord(sign): "\N{REPLACEMENT CHARACTER}" for sign in obeyed})
 
 
 def _style(word: Piece, most: float) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from gencls_core.calibration import Calibration, Pool
 from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, word_bounds
+from gencls_core.explanations import laid_out
+from gencls_core.score_matrix import LikelihoodMatrix
+from gencls_core.token_offsets import scored_of
 
 TEXT = "  The striker's goal — won it.\n\nNot the weather "
 
@@ -115,3 +120,63 @@ def test_all_items_add_up_to_the_log_odds():
     assert together.total == pytest.approx(2.5, abs=1e-9)
     assert together.ensemble == pytest.approx(2.5 - log_odds)
     assert together.tokens == found.tokens
+
+
+POOL = Pool(
+    alone=Calibration(0.4, {"a": 0.3, "b": -0.3, "c": 0.0}),
+    other=Calibration(0.0, {"a": 0.0, "b": 0.2, "c": -0.2}, weight=1.1),
+    both=Calibration(0.3, {"a": 0.0, "b": 0.0, "c": 0.0}, weight=0.7),
+    shares=(0.5, 0.2, 0.3),
+)
+
+
+@pytest.mark.parametrize("answer", [None, POOL.alone, POOL])
+def test_the_rule_of_a_run_is_taken_apart(answer):
+    """Each item against the formula, by a posterior that was made without it."""
+    rng = np.random.default_rng(3)
+    scores = {name: rng.normal(-3, 1, 5).astype(np.float32) for name in "abc"}
+    sums_C = [float(scores[name].sum(dtype=np.float64)) for name in "abc"]
+    beside_C = rng.normal(size=3)
+    matrix = LikelihoodMatrix(
+        example_ids=pa.chunked_array([["x"]], pa.string()),
+        label_codes=np.array([-1]), classes=("a", "b", "c"), scores=np.array([sums_C]),
+        num_tokens=np.array([5]), truncated=np.array([True]), num_windows=np.array([1]),
+        loss_scores=None, quantity="log_likelihood", beside=beside_C[None],
+    )  # fmt: skip
+    prior = {"a": 0.2, "b": 0.7, "c": 0.1}
+    tokens = ([1, 2, 3, 4, 0], scores["c"], scores["b"])
+    found = laid_out(TEXT, pieces_of(TEXT, [5, 9, 20]), tokens, ("c", "b"), matrix, prior, answer)
+    log_prior_C = np.log([0.2, 0.7, 0.1])
+
+    def posterior(member) -> np.ndarray:
+        logits_C = member.scale * np.array(sums_C) + member.weight * beside_C + log_prior_C
+        logits_C = logits_C + [member.biases[name] for name in "abc"]
+        return np.exp(logits_C - logits_C.max()) / np.exp(logits_C - logits_C.max()).sum()
+
+    if isinstance(answer, Pool):
+        together = zip(answer.members, answer.shares, strict=True)
+        decided_C = sum(share * posterior(member) for member, share in together)
+        used = answer.alone
+    else:
+        used = answer or Calibration(1.0, dict.fromkeys("abc", 0.0))
+        decided_C = posterior(used)
+    assert found.log_odds == pytest.approx(np.log(decided_C[2] / decided_C[1]))
+    assert found.total == pytest.approx(found.log_odds, abs=1e-9)
+    assert found.prior == pytest.approx(np.log(1 / 7))
+    assert found.calibration == pytest.approx(used.biases["c"] - used.biases["b"])
+    expected = used.scale * (scores["c"].astype(float) - scores["b"].astype(float))
+    assert [token.nats for token in found.tokens] == pytest.approx(expected[:4].tolist())
+    assert found.end == pytest.approx(expected[4])
+    alone = found.total - found.ensemble
+    assert alone == pytest.approx(np.log(posterior(used)[2] / posterior(used)[1]))
+    assert found.truncated
+
+
+def test_which_tokens_were_scored():
+    assert scored_of([1, 2, 3], [1, 2, 3, 0]) == 3  # and the end
+    assert scored_of([1, 2, 3], [1, 2, 3]) == 3
+    assert scored_of([1, 2, 3], [1, 2]) == 2  # cut
+    assert scored_of([], [0]) == 0
+    assert scored_of([1, 2, 3], [1, 9, 3]) is None
+    assert scored_of([1, 2, 3], [1, 2, 0]) is None
+    assert scored_of([1, 2], [1, 2, 3, 0]) is None

@@ -128,12 +128,29 @@ def test_phrases_of_a_run_that_kept_token_scores(runs):
         (["--text", "a", "--class", "news", "--against", "news"], "no such class"),
         (["--example", "test-1", "--text", "a"], "--example ID, --text TEXT"),
         ([], "--example ID, --text TEXT"),
+        (["--phrases", "--class", "news"], "--phrases is of all classes"),
+        (["--text", "a", "--ensemble", "tfidf"], "the likelihoods alone"),
+        (["--text", "a", "--prior", "uniform", "--prior-from", "unlabelled"], "not both"),
     ],
 )
 def test_mistakes(runs, arguments, words):
     code, said = gencls("explain", str(runs["independent"].path), *arguments)
     assert code == 2
     assert words in said
+
+
+def test_another_prior_is_another_item(runs):
+    run = runs["independent"]
+    a, b, *_ = run.manifest()["classes"]
+    others = ",".join(f"{name}=0.1" for name in run.manifest()["classes"] if name not in (a, b))
+    plain = explain_example(run, "test-3", class_name=a, against=b)
+    found = explain_example(
+        run, "test-3", class_name=a, against=b, prior=f"{a}=0.7,{b}=0.2,{others}"
+    )
+    assert plain.prior == 0
+    assert found.prior == pytest.approx(np.log(3.5))
+    assert found.log_odds - plain.log_odds == pytest.approx(np.log(3.5))
+    assert found.total == pytest.approx(found.log_odds, abs=1e-6)
 
 
 def test_a_class_is_not_told_from_itself(runs):
