@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from cluster_fixtures import gencls, succeed
 from rich.console import Console
-from run_fixtures import make_config
+from run_fixtures import make_config, make_data
 
+from cluster.evaluation import evaluate_models
 from cluster.pipeline import run_all
+from gencls_core.config import DataConfig
 from gencls_core.errors import UsageError
 from gencls_core.explanations import decisive_phrases, explain_example, explain_text
 from gencls_core.report.inference import infer
@@ -151,6 +153,29 @@ def test_another_prior_is_another_item(runs):
     assert found.prior == pytest.approx(np.log(3.5))
     assert found.log_odds - plain.log_odds == pytest.approx(np.log(3.5))
     assert found.total == pytest.approx(found.log_odds, abs=1e-6)
+
+
+def test_an_evaluation_is_explained_by_the_models_of_its_run(runs, tmp_path):
+    make_data(tmp_path / "other", train=3, test=5)
+    other = DataConfig(data_dir=tmp_path / "other")
+    *_, last = evaluate_models(runs["joint"].path, other, {"compute": {"actors": 1}})
+    evaluation = RunDirectory(Path(last.message).parent)
+    assert evaluation.path != runs["joint"].path
+    inference = infer(evaluation)
+    found = explain_example(evaluation, inference.matrix.example_ids[1].as_py())
+    classes = inference.matrix.classes
+    first, second = (classes.index(name) for name in (found.class_name, found.against))
+    decided = inference.answer[1, first] - inference.answer[1, second]
+    assert found.log_odds == pytest.approx(decided, abs=1e-3)
+    assert found.total == pytest.approx(found.log_odds, abs=1e-6)
+    assert explain_text(evaluation, found.text).class_name in classes
+
+
+def test_what_mean_losses_decided_is_no_sum(runs):
+    changes = {"scoring": {"likelihood": "loss"}, "compute": {"actors": 1}}
+    *_, last = evaluate_models(runs["independent"].path, None, changes)
+    with pytest.raises(UsageError, match="mean losses"):
+        explain_example(RunDirectory(Path(last.message).parent), "test-1")
 
 
 def test_a_class_is_not_told_from_itself(runs):
