@@ -9,7 +9,7 @@ BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --recipe independent \
         --output-dir runs/demo
 
-.PHONY: help venv browser demo test faults test-slow chaos bench accuracy lint format clean
+.PHONY: help venv browser demo test faults test-slow chaos bench accuracy pictures lint format clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -19,6 +19,7 @@ help:
 	@echo 'make chaos   30 random kills over one run, and a count of what is left (SEED=1 FAULTS=30)'
 	@echo 'make bench   speed and memory beside peers, in two to three hours (BENCH="scoring --pairs 5")'
 	@echo 'make accuracy  docs/accuracy.md, in hours, cell by cell (DATA=folder CELLS=sst2-16)'
+	@echo 'make pictures  the pictures of the README and docs/, from the page of a demo run'
 	@echo 'make lint    ruff and mypy;   make format   let ruff rewrite'
 
 # torch goes first and pinned: a looser range fetches gigabytes that a CPU does not need.
@@ -72,6 +73,10 @@ accuracy: .venv/installed-slow
 	test -n '$(DATA)' || (echo 'DATA=folder is missing: that of sst2, mr, agnews-classifier, c50-10'; exit 1)
 	$(BIN)/gencls pull smollm2-135m
 	$(BIN)/python -m benchmarks.accuracy --data '$(DATA)' --output runs/accuracy $(CELLS)
+
+pictures: .venv/installed-dev
+	$(BIN)/gencls run $(DEMO) --per-token --output-dir runs/pictures
+	$(BIN)/python -m benchmarks.pictures runs/pictures
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

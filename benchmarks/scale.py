@@ -52,6 +52,7 @@ REPORT_PARTS = (
     "perplexities",
     "write_predictions",
     "details_of",
+    "shown_texts",
     "render_html",
 )
 """Functions of a report whose share of the time is shown; some call others of them."""

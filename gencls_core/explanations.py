@@ -6,9 +6,8 @@ run's models are loaded here and score the text again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +18,18 @@ from gencls_core.errors import StoreError, UsageError
 from gencls_core.evidence import Bounds, Evidence, evidence_of
 from gencls_core.phrases import Phrase, PhraseCounter
 from gencls_core.posterior import posterior_of
-from gencls_core.report.inference import Rule, origin_of, rule_of
+from gencls_core.report.inference import Inference, Rule, origin_of, rule_of
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray, LikelihoodMatrix, iter_likelihoods
-from gencls_core.scores import ShardRecord
 from gencls_core.token_offsets import TokenReader
+from gencls_core.token_scores import Tokens, kept_tokens, ranges_of, stored_tokens, tokens_of
 from gencls_core.trained_run import LocalModels
 
-__all__ = ["decisive_phrases", "explain_example", "explain_text", "laid_out"]
+__all__ = ["decisive_phrases", "explain_example", "explain_kept", "explain_text", "laid_out"]
 
 _FAR = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 """Part of a score by which one that is made here may differ from the stored one: other hardware
 rounds otherwise."""
-
-Tokens = tuple[list[int], "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
-"""Ids of the scored tokens, and their scores under either class."""
 
 
 def explain_example(
@@ -67,12 +63,15 @@ def explain_example(
     log_posterior_C = posterior_of(matrix, rule.prior, rule.answer)[0]
     label = matrix.labels[0].as_py()
     pair = _pair(rule.classes, log_posterior_C, class_name, against, label)
-    tokens = _stored_tokens(run, rule, row, pair)
+    tokens = stored_tokens(run, rule.records, row, pair)
     if tokens is None:
         tokens = _scored_here(run, text, pair)
         matrix = _with_sums(matrix, pair, tokens, run.manifest()["precision"])
     offsets_T = TokenReader(run).offsets(text, tokens[0])
-    return laid_out(text, offsets_T, tokens, pair, matrix, rule.prior, rule.answer)
+    return laid_out(
+        text, offsets_T, tokens, pair, _of_classes(matrix, rule.prior, rule.answer), rule.prior,
+        rule.answer, truncated=bool(matrix.truncated[0]),
+    )  # fmt: skip
 
 
 def explain_text(
@@ -115,9 +114,47 @@ def explain_text(
     )
     log_posterior_C = posterior_of(matrix, rule.prior, answer)[0]
     pair = _pair(rule.classes, log_posterior_C, class_name, against, None)
-    tokens = _tokens_of(tables, 0, pair)
+    tokens = tokens_of(tables, 0, pair)
+    assert tokens is not None, "scored with its tokens"
     offsets_T = TokenReader(run).offsets(text, tokens[0])
-    return laid_out(text, offsets_T, tokens, pair, matrix, rule.prior, answer)
+    return laid_out(
+        text, offsets_T, tokens, pair, _of_classes(matrix, rule.prior, answer), rule.prior,
+        answer, truncated=bool(matrix.truncated[0]),
+    )  # fmt: skip
+
+
+def explain_kept(
+    run: RunDirectory, inference: Inference, texts: Mapping[int, str]
+) -> Iterator[tuple[int, Evidence]]:
+    """Explain what was answered of test texts whose token scores were kept; others are left out.
+
+    As `explain_example`, without loading a model: the answer against the true class where it is
+    wrong, else against the second likeliest.
+
+    Args:
+        run: a run or an evaluation.
+        inference: its posteriors.
+        texts: row → text.
+
+    Raises:
+        StoreError: when the tokenizer is gone, or is another one.
+    """
+    matrix, rule = inference.matrix, inference.decided_by
+    if inference.by_loss:
+        return
+    pairs = {
+        row: _pair(matrix.classes, inference.answer[row], None, None, matrix.label(row))
+        for row in texts
+    }
+    reader = None
+    for row, tokens in kept_tokens(run.scores, inference.records, pairs):
+        reader = reader or TokenReader(run)
+        said = dict(zip(matrix.classes, inference.answer[row].tolist(), strict=True))
+        offsets_T = reader.offsets(texts[row], tokens[0])
+        yield row, laid_out(
+            texts[row], offsets_T, tokens, pairs[row], said, inference.prior, rule,
+            truncated=bool(matrix.truncated[row]),
+        )  # fmt: skip
 
 
 def decisive_phrases(
@@ -145,7 +182,7 @@ def decisive_phrases(
     for batch in dataset.iter_batches("test", ["text"]):
         for text in batch.column("text").to_pylist():
             counter.see(text)
-    for (start, rows), shards in _ranges_of(rule).items():
+    for (start, rows), shards in ranges_of(rule.records, rule.classes).items():
         texts = dataset.read("test", start, start + rows)["text"].to_pylist()
         tables = [
             run.scores.read([shards[name]], ["token_ids", "token_scores"]) for name in rule.classes
@@ -171,9 +208,11 @@ def laid_out(
     offsets_T: Sequence[Bounds],
     tokens: Tokens,
     pair: tuple[str, str],
-    matrix: LikelihoodMatrix,
-    prior: dict[str, float],
+    log_posterior: Mapping[str, float],
+    prior: Mapping[str, float],
     answer: Calibration | Pool | None,
+    *,
+    truncated: bool = False,
 ) -> Evidence:
     """Lay out what decided between two classes, by the rule that a run's answer is made with.
 
@@ -182,29 +221,33 @@ def laid_out(
         offsets_T: characters of its tokens, the end left out.
         tokens: what they scored.
         pair: the two classes.
-        matrix: the text's own scores, and what a second system says.
-        prior: of all classes.
+        log_posterior: what the answer says of either, in nats.
+        prior: of either.
         answer: the calibration, or None.
+        truncated: whether the text was cut before it was scored.
     """
-    posterior_C = posterior_of(matrix, prior, answer)[0]
-    first, second = (matrix.classes.index(name) for name in pair)
-    used = (
-        Calibration(1.0, dict.fromkeys(matrix.classes, 0.0)) if answer is None else _alone(answer)
-    )
     a, b = pair
+    used = Calibration(1.0, {a: 0.0, b: 0.0}) if answer is None else _alone(answer)
     return evidence_of(
         text,
         offsets_T,
         *tokens[1:],
         class_name=a,
         against=b,
-        log_odds=float(posterior_C[first] - posterior_C[second]),
+        log_odds=log_posterior[a] - log_posterior[b],
         scale=used.scale,
         calibration=used.biases[a] - used.biases[b],
         prior=float(np.log(prior[a]) - np.log(prior[b])),
         ensemble=isinstance(answer, Pool),
-        truncated=bool(matrix.truncated[0]),
+        truncated=truncated,
     )
+
+
+def _of_classes(
+    matrix: LikelihoodMatrix, prior: dict[str, float], answer: Calibration | Pool | None
+) -> dict[str, float]:
+    """Give what an answer says of the only text of a matrix, in nats."""
+    return dict(zip(matrix.classes, posterior_of(matrix, prior, answer)[0].tolist(), strict=True))
 
 
 def _alone(answer: Calibration | Pool) -> Calibration:
@@ -277,40 +320,10 @@ def _scores_of(run: RunDirectory, rule: Rule, row: int) -> LikelihoodMatrix:
     raise StoreError(f"{run.scores.path}: the text has not been scored")
 
 
-def _ranges_of(rule: Rule) -> dict[tuple[int, int], dict[str, ShardRecord]]:
-    """Give the shards of each range of texts (first, number), by class.
-
-    Raises:
-        StoreError: when a class has none of the same.
-    """
-    found: dict[tuple[int, int], dict[str, ShardRecord]] = {}
-    for record in sorted(rule.records, key=lambda record: record.start):
-        found.setdefault((record.start, record.rows), {})[record.class_name] = record
-    for (start, rows), shards in found.items():
-        if set(shards) != set(rule.classes):
-            raise StoreError(
-                f"texts {start} to {start + rows} are scored under {', '.join(shards)} alone, or "
-                "in shards of another size; run the same command again"
-            )
-    return found
-
-
-def _stored_tokens(run: RunDirectory, rule: Rule, row: int, pair: tuple[str, str]) -> Tokens | None:
-    """Read a text's token scores; None where they were not kept."""
-    tables: dict[str, pa.Table] = {}
-    for record in rule.records:
-        if record.class_name in pair and record.start <= row < record.start + record.rows:
-            table = run.scores.read([record], ["token_ids", "token_scores"])
-            tables[record.class_name] = table.slice(row - record.start, 1)
-    if set(tables) != set(pair) or any(
-        table["token_scores"][0].as_py() is None for table in tables.values()
-    ):
-        return None
-    return _tokens_of(tables, 0, pair)
-
-
 def _scored_here(run: RunDirectory, text: str, pair: tuple[str, str]) -> Tokens:
-    return _tokens_of(_tables_of(run, text, pair), 0, pair)
+    tokens = tokens_of(_tables_of(run, text, pair), 0, pair)
+    assert tokens is not None, "scored with its tokens"
+    return tokens
 
 
 def _tables_of(run: RunDirectory, text: str, classes: Sequence[str]) -> dict[str, pa.Table]:
@@ -326,14 +339,6 @@ def _tables_of(run: RunDirectory, text: str, classes: Sequence[str]) -> dict[str
         whole = LocalModels.open(origin, [name], scored=run)
         found |= whole.score([text], [name], per_token=True)
     return found
-
-
-def _tokens_of(tables: dict[str, pa.Table], row: int, pair: tuple[str, str]) -> Tokens:
-    ids = tables[pair[0]]["token_ids"][row].as_py()
-    first, second = (
-        np.asarray(tables[name]["token_scores"][row].as_py(), dtype=np.float32) for name in pair
-    )
-    return ids, first, second
 
 
 def _with_sums(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import struct
 import subprocess
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_fixtures import Browser, browser  # noqa: F401
 from comparison_fixtures import HOSTILE, LONG, SIZES, SYSTEMS, make_comparison
 from page_fixtures import parsed
 from s3_fixtures import S3Server, s3  # noqa: F401
@@ -25,8 +24,6 @@ from gencls_core.comparison.publish import publish_comparison
 from gencls_core.comparison.schema import Answer, Comparison, EstimateReport
 from gencls_core.report.svg import SERIES, wrapped
 from gencls_core.report.templates import template
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -330,53 +327,19 @@ top.document.body.append(out);
 </script>"""
 
 
-@dataclass(frozen=True)
-class Browser:
-    """A real browser without a window and without a network."""
-
-    folder: Path
-
-    def run(self, page: Path, width: int, *options: str) -> subprocess.CompletedProcess[str]:
-        assert CHROMIUM is not None
-        return subprocess.run(
-            [
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--proxy-server=127.0.0.1:9",
-                f"--user-data-dir={self.folder / 'profile'}",
-                "--enable-logging=stderr",
-                "--v=0",
-                f"--window-size={width},3000",
-                *options,
-                page.resolve().as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=180,
-        )
-
-
 def console(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine to open the page in")
-    return Browser(tmp_path_factory.mktemp("browser"))
-
-
 @pytest.mark.parametrize("width", [400, 1400])
-def test_a_browser_shows_it_without_complaint(browser: Browser, folder: Path, width: int) -> None:
+def test_a_browser_shows_it_without_complaint(
+    browser: Browser,  # noqa: F811
+    folder: Path,
+    width: int,
+) -> None:
     shot = browser.folder / f"{width}.png"
     page = folder / "report.html"
-    done = browser.run(page, width, "--hide-scrollbars", f"--screenshot={shot}")
+    done = browser.run(page, width, f"--screenshot={shot}")
     assert console(done) == []
     if width == 1400:
         dumped = browser.run(page, width, "--dump-dom").stdout
@@ -388,17 +351,23 @@ def test_a_browser_shows_it_without_complaint(browser: Browser, folder: Path, wi
 
 @pytest.mark.parametrize(("width", "dark"), [(400, False), (1400, True)])
 def test_it_fits_and_the_keyboard_reaches_it(
-    browser: Browser, page: str, width: int, dark: bool
+    browser: Browser,  # noqa: F811
+    page: str,
+    width: int,
+    dark: bool,
 ) -> None:
     copy = browser.folder / f"probe-{width}.html"
-    probed = page.replace("</body>", f"{PROBE}</body>")
+    # The policy lets no script run, so neither ours.
+    allowed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    assert allowed != page
+    probed = allowed.replace("</body>", f"{PROBE}</body>")
     # No window is narrower than 500 pixels, but a frame is.
     frame = (
         f'<body><iframe style="border:0;width:{width}px;height:3000px" srcdoc="{escape(probed)}">'
     )
     copy.write_text(frame if width < 500 else probed, encoding="utf-8")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    done = browser.run(copy, width, "--hide-scrollbars", scheme, "--dump-dom")
+    done = browser.run(copy, width, scheme, "--dump-dom")
     assert any("planted" in line for line in console(done)), "console errors would go unseen"
     answer = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     assert answer is not None

@@ -11,6 +11,7 @@ import pytest
 from gencls_core.calibration import Calibration, Pool
 from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, word_bounds
 from gencls_core.explanations import laid_out
+from gencls_core.posterior import posterior_of
 from gencls_core.score_matrix import LikelihoodMatrix
 from gencls_core.token_offsets import scored_of
 
@@ -145,7 +146,8 @@ def test_the_rule_of_a_run_is_taken_apart(answer):
     )  # fmt: skip
     prior = {"a": 0.2, "b": 0.7, "c": 0.1}
     tokens = ([1, 2, 3, 4, 0], scores["c"], scores["b"])
-    found = laid_out(TEXT, pieces_of(TEXT, [5, 9, 20]), tokens, ("c", "b"), matrix, prior, answer)
+    said = dict(zip("abc", posterior_of(matrix, prior, answer)[0].tolist(), strict=True))
+    found = laid_out(TEXT, pieces_of(TEXT, [5, 9, 20]), tokens, ("c", "b"), said, prior, answer)
     log_prior_C = np.log([0.2, 0.7, 0.1])
 
     def posterior(member) -> np.ndarray:
@@ -169,7 +171,6 @@ def test_the_rule_of_a_run_is_taken_apart(answer):
     assert found.end == pytest.approx(expected[4])
     alone = found.total - found.ensemble
     assert alone == pytest.approx(np.log(posterior(used)[2] / posterior(used)[1]))
-    assert found.truncated
 
 
 def test_which_tokens_were_scored():

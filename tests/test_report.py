@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -149,7 +151,12 @@ def test_another_prior_changes_no_score(tmp_path: Path) -> None:
 def test_page_escapes_what_texts_and_names_hold(run: RunDirectory) -> None:
     html = read(run, "report.html")
     page = parsed(html)
-    assert not {"script", "img", "x", "demo", "iframe", "link"} & set(page.tags)
+    assert not {"img", "x", "demo", "iframe", "link"} & set(page.tags)
+    # Our data and our script, and no other runs.
+    assert page.tags.count("script") == html.count("<script") == 2
+    [digest] = re.findall(r"script-src 'sha256-([^']+)'\"", html)
+    [script] = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == digest
     shown = "".join(page.shown)
     assert '<script>alert("x")</script> & <img src=http://evil.example/a.png>' in shown
     assert "a&b <x>" in shown

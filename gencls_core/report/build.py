@@ -48,6 +48,7 @@ from gencls_core.report.schema import (
     ReliabilityBinReport,
     Report,
 )
+from gencls_core.report.texts import shown_texts
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import digest_of, publish_file, write_json
@@ -98,7 +99,8 @@ def build_report(
     write_predictions(inference, run.predictions_path, of_decisions)
     write_json(run.report_path / "report.json", report.model_dump(mode="json"))
     _publish(run, "report.md", render_markdown(report))
-    _publish(run, "report.html", render_html(report, details_of(inference, dataset)))
+    texts = shown_texts(run, inference, dataset)
+    _publish(run, "report.html", render_html(report, details_of(inference), texts))
     return report
 
 

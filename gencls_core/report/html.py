@@ -1,24 +1,28 @@
-"""report.html: one page that needs no network, no script and no other file."""
+"""report.html: one page that needs no network and no other file.
+
+A script makes the table of texts; everything else is there without it.
+"""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from gencls_core.report import plots, words
-from gencls_core.report.details import Details, Mistake
+from gencls_core.report.details import Details
 from gencls_core.report.schema import Report
 from gencls_core.report.templates import template
+from gencls_core.report.texts import Texts, as_json
 
 __all__ = ["render_html"]
 
 _TABLE_CLASSES = 16
 """Classes up to which the confusion matrix is a table; beyond, it is drawn."""
-_SHOWN_CHARACTERS = 400
-_KEPT_CHARACTERS = 20_000
-"""A page with twenty whole books in it would be of no use."""
 _SHOWN_CURVES = 24
 
 
@@ -44,18 +48,9 @@ class _Cell:
         return 0 if not self.count else round(8 + 52 * self.share)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A text for display."""
-
-    start: str
-    rest: bool
-    whole: str
-    left_out: int
-
-
-def render_html(report: Report, details: Details) -> str:
-    """Give the page; everything from the data set is escaped."""
+def render_html(report: Report, details: Details, texts: Texts) -> str:
+    """Give the page; everything from the data set is escaped, and only our own script runs."""
+    script = files(__package__).joinpath("texts.js").read_text(encoding="utf-8")
     curves = plots.training_plots(report, _SHOWN_CURVES)
     trained = len(report.trainings)
     return template("gencls_core.report", "report.html.j2").render(
@@ -73,8 +68,10 @@ def render_html(report: Report, details: Details) -> str:
         median_ratio=words.nats(float(np.median(details.ratios))),
         curves=curves,
         curves_left_out=max(0, trained - len(curves)) if curves else 0,
-        mistakes=[(mistake, _text(mistake)) for mistake in details.mistakes],
-        mistakes_in_all=int((~details.correct).sum()),
+        texts=texts,
+        texts_json=as_json(texts, report.classes),
+        script=script,
+        script_digest=b64encode(sha256(script.encode()).digest()).decode(),
         settings=_settings(report),
     )
 
@@ -140,22 +137,6 @@ def _largest_confusions(report: Report, limit: int = 15) -> list[tuple[str, str,
         if row != column and cell
     ]
     return sorted(found, key=lambda pair: -pair[2])[:limit]
-
-
-def _text(mistake: Mistake) -> _Text:
-    text = mistake.text
-    if text is None:
-        return _Text("(the dataset no longer holds this text)", False, "", 0)
-    start = text[:_SHOWN_CHARACTERS]
-    if len(text) > _SHOWN_CHARACTERS:
-        # Cut between words where there are words.
-        start = (start.rsplit(maxsplit=1) or [start])[0] if " " in start else start
-    return _Text(
-        start=start,
-        rest=len(text) > _SHOWN_CHARACTERS,
-        whole=text[:_KEPT_CHARACTERS],
-        left_out=max(0, len(text) - _KEPT_CHARACTERS),
-    )
 
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -56,6 +56,8 @@ class Inference:
     """[N, C] nats, calibrated."""
     stands_by_calibrated: bool
     """Whether the calibrated posterior is the run's answer."""
+    by_loss: bool = False
+    """Whether labels were decided by mean losses."""
 
     @property
     def answer(self) -> FloatArray:
@@ -68,6 +70,11 @@ class Inference:
     def calibration(self) -> Calibration | Pool | None:
         """The calibration, where there is one."""
         return None if self.fit is None else self.fit.calibration
+
+    @property
+    def decided_by(self) -> Calibration | Pool | None:
+        """The calibration that the answer is made with; None where it stands by the scores."""
+        return self.calibration if self.stands_by_calibrated else None
 
 
 def infer(
@@ -174,6 +181,7 @@ class Rule:
             log_posterior=posterior_of(decided, self.prior),
             calibrated=calibrated,
             stands_by_calibrated=self.answer is not None,
+            by_loss=by_loss,
         )
 
 

@@ -37,6 +37,7 @@ def template(package: str, name: str) -> jinja2.Template:
         count=words.count,
         nats=words.nats,
         number=words.number,
+        signed=words.signed,
         perplexity=words.perplexity,
         duration=words.duration,
         memory=words.memory,

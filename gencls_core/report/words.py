@@ -22,6 +22,7 @@ __all__ = [
     "percent",
     "perplexity",
     "prior",
+    "signed",
 ]
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -46,6 +47,11 @@ def nats(value: float | None) -> str:
         return f"{value:.1g}"
     decimals = 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
     return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Give what speaks for or against something, in nats, with two decimals."""
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def number(value: float | None) -> str:
