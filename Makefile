@@ -48,8 +48,10 @@ browser:
 demo: .venv/installed
 	$(BIN)/gencls run $(DEMO)
 
+# Two files at once or more, each with a Ray of its own: most of a test's time is waiting for processes.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(WORKERS)
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -m fault

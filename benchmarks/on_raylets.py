@@ -68,7 +68,7 @@ def score_on_raylets(folder: Path) -> dict[str, Any]:
 
         config, dataset = run_config(run), run.dataset()
         models = class_models(run)
-        plan = _plan(config.scoring.tokens_per_batch)
+        plan = _plan(config.scoring.batch_tokens("cpu"))
         job = stub_job(models, config, NotedLoad(loads))
         room = ray.cluster_resources()["object_store_memory"]
         before, cpu, began = peak_memory_bytes(), time.process_time(), time.perf_counter()
