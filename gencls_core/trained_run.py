@@ -223,9 +223,20 @@ class LocalModels:
             classes: under which; default: all.
             per_token: whether each token's score is wanted, too.
         """
-        examples = examples_of(texts)
+        return self.score_examples(examples_of(texts), classes, per_token=per_token)
+
+    def score_examples(
+        self,
+        examples: pa.Table,
+        classes: Sequence[str] | None = None,
+        *,
+        per_token: bool | None = None,
+    ) -> dict[str, pa.Table]:
+        """Do so with rows of EXAMPLE_SCHEMA; by default token scores as the run keeps them."""
         encoded = self.models.encode(examples)
-        scoring = self.job.scoring.model_copy(update={"per_token": per_token})
+        scoring = self.job.scoring
+        if per_token is not None:
+            scoring = scoring.model_copy(update={"per_token": per_token})
         return {
             name: self.models.score(examples, name, self.job.sequence, scoring, encoded=encoded)
             for name in (self.job.classes if classes is None else classes)

@@ -14,12 +14,13 @@ from gencls_core.config import DataConfig
 from gencls_core.datasets.dataset import DATASET_FORMAT, Dataset, SplitName
 from gencls_core.datasets.open_source import open_source
 from gencls_core.datasets.plan import FINAL_SPLITS, make_plan
+from gencls_core.datasets.source import Source
 from gencls_core.datasets.writing import write_splits
 from gencls_core.errors import DataError, UsageError
 from gencls_core.remote_path import Location
 from gencls_core.storage import digest_of, publish_directory, write_json
 
-__all__ = ["ingest"]
+__all__ = ["ingest", "ingest_source"]
 
 _PLAN_OPTIONS = {
     "classes",
@@ -56,8 +57,21 @@ def ingest(
         UsageError: when options contradict each other or the destination holds something else.
         DataError: when the data cannot be read or used; the destination is then untouched.
     """
-    wanted = splits or FINAL_SPLITS
     source = open_source(config, labelled=labelled)
+    return ingest_source(source, config, destination, splits=splits, labelled=labelled, reuse=reuse)
+
+
+def ingest_source(
+    source: Source,
+    config: DataConfig,
+    destination: Path,
+    *,
+    splits: tuple[SplitName, ...] | None = None,
+    labelled: bool = True,
+    reuse: Location | None = None,
+) -> Dataset:
+    """Do so with a source that is open; `config` says how it is split."""
+    wanted = splits or FINAL_SPLITS
     digest = digest_of(
         {
             "format": DATASET_FORMAT,
