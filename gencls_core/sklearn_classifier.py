@@ -105,8 +105,8 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
         Raises:
             UsageError: when a text is none (it is named by its index), or a setting is wrong.
-            ValueError: when `y` is no label per text.
-            DataError: when a text is empty, or all are of one class.
+            ValueError: when `y` is no label per text, or all are of one class.
+            DataError: when a text is empty.
             ModelError: when the base model cannot be had.
             TrainingError: when the loss is no longer a number.
         """
@@ -119,6 +119,10 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         check_consistent_length(texts, labels_N)
         check_classification_targets(labels_N)
         classes_K, codes_N = np.unique(labels_N, return_inverse=True)
+        if len(classes_K) < 2:
+            raise ValueError(
+                f"y has one class only, {classes_K[0]!r}: there is nothing to tell apart"
+            )
         names = _names_of(classes_K)
         self._forget()
         folder = self.output_dir
@@ -132,7 +136,8 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def predict(self, X: Iterable[str]) -> Any:
         """Give the likeliest label of each text, [N] of the type that `fit` was given."""
-        return self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        best_N = self.predict_log_proba(X).argmax(axis=1)
+        return self.classes_[best_N]
 
     def predict_proba(self, X: Iterable[str]) -> FloatArray:
         """Give P(class | text), [N, K] in the order of `classes_`."""
