@@ -126,6 +126,10 @@ class ClassifierRun:
         return LocalModels.open(self._origin, scored=self._run)
 
     @functools.cached_property
+    def _train_counts(self) -> dict[str, int]:
+        return prior_counts(self._run, self._origin)
+
+    @functools.cached_property
     def _rule(self) -> Rule:
         """How any text is decided; the prior comes in later, for it may be another each time."""
         return rule_of(self._run, prior="uniform", companion_of=self._open_beside)
@@ -224,8 +228,7 @@ class ClassifierRun:
         if rule.companion is not None:
             rule = replace(rule, companion=self._second.companion(texts))
         wanted = prior if prior is not None else self._manifest["config"]["posterior"]["prior"]
-        counts = prior_counts(self._run, self._origin)
-        return rule.under(wanted, counts, lambda: matrix).applied(matrix)
+        return rule.under(wanted, self._train_counts, lambda: matrix).applied(matrix)
 
     def scores(self, split: SplitName = "test", *, system: str | None = None) -> pa.Table:
         """Give the committed score rows of a split, one per text and class (docs/scores.md).

@@ -14,7 +14,8 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     """Give texts as a list: of any sequence, array, Series or Arrow column of strings.
 
     Raises:
-        UsageError: for one text instead of several, or for what is not a text, by its index.
+        UsageError: for one text instead of several, for a table, or for what is not a text, by
+            its index.
     """
     if isinstance(texts, str | bytes):
         raise UsageError.of(
@@ -23,6 +24,14 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
             found=type(texts).__name__,
             expected="a list of str",
             remedy="put it into a list: [text]",
+        )
+    shape: tuple[int, ...] = getattr(texts, "shape", (0,))
+    if len(shape) > 1:
+        raise UsageError.of(
+            "a table where one column of texts is expected",
+            place="texts",
+            found=f"{type(texts).__name__} of shape {tuple(shape)}",
+            remedy="give one column: frame['text'], array[:, 0]",
         )
     to_list: Any = getattr(texts, "to_pylist", None)  # of Arrow, whose own items are no strings
     try:
@@ -56,8 +65,5 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 
 
 def _described(value: object) -> str:
-    shape = getattr(value, "shape", ())
-    if shape:
-        return f"an array of shape {tuple(shape)}"
     shown = repr(value)
     return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"

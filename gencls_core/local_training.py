@@ -12,11 +12,12 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from gencls_core.class_models import ClassModel
 from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets.dataset import Dataset
-from gencls_core.datasets.ingest import ingest_source
+from gencls_core.datasets.ingest import ingest
 from gencls_core.datasets.source import Source
 from gencls_core.digests import scratch_digest
 from gencls_core.errors import StoreError, UsageError
@@ -127,7 +128,7 @@ class _Prepared:
         digest = model_digest(config, self.dataset, system, self.base.digest, self.precision, name)
         destination = self.run.model_path(name, system.name)
         found = ClassModel.find(destination)
-        if found is not None and found.digest == digest and not found.torn_files():
+        if found is not None and found.digest == digest and not _is_torn(found):
             return None
         assert system.objective is not None, "every recipe trains something"
         return TrainingTask(
@@ -154,6 +155,11 @@ class _Prepared:
         )
 
 
+def _is_torn(model: ClassModel) -> bool:
+    """Say whether a model's bytes have changed; one in an object store is checked when fetched."""
+    return isinstance(model.path, Path) and bool(model.torn_files())
+
+
 def _prepare(config: RunConfig, source: Source, run: RunDirectory) -> _Prepared:
     """Bring the texts into the run, when all that can be checked has been."""
     import torch
@@ -167,7 +173,7 @@ def _prepare(config: RunConfig, source: Source, run: RunDirectory) -> _Prepared:
     bf16 = cpu_multiplies_bf16() if device == "cpu" else None
     precision, note = resolve_precision(config.compute.precision, device, bf16=bf16)
     with incoming_folder(run) as incoming:
-        dataset = ingest_source(source, config.data, incoming, reuse=run.dataset_path)
+        dataset = ingest(config.data, incoming, reuse=run.dataset_path, source=source)
         if config.posterior.prior != UNLABELLED:
             resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
         if names_classes(system):

@@ -101,7 +101,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
         Args:
             X: [N] texts, at least one of each class.
-            y: [N] labels of at least two classes: str, int, bool, or whatever can be told apart.
+            y: [N] labels of at least two classes: str, int or bool.
 
         Raises:
             UsageError: when a text is none (it is named by its index), or a setting is wrong.
@@ -117,6 +117,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         texts = checked_texts(X)
         labels_N = column_or_1d(y, warn=True)
         check_consistent_length(texts, labels_N)
+        _refuse_missing(labels_N)
         check_classification_targets(labels_N)
         classes_K, codes_N = np.unique(labels_N, return_inverse=True)
         if len(classes_K) < 2:
@@ -220,6 +221,13 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             (folder / name).write_bytes(content)
         if (folder / "run.json").exists():
             self.run_ = ClassifierRun.open(folder)
+
+
+def _refuse_missing(labels_N: Any) -> None:
+    """Refuse None and NaN, which no class is called."""
+    for index, label in enumerate(labels_N.tolist()):
+        if label is None or label != label:
+            raise ValueError(f"y[{index}]: no label, found {label!r}; leave such texts out")
 
 
 def _names_of(classes_K: Any) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import torch
 from cluster_fixtures import succeed
 from model_fixtures import make_model_folder
 from run_fixtures import CLASSES, make_config, sentences, write_jsonl
+from s3_fixtures import S3Server, s3
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
@@ -33,6 +34,8 @@ from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig, ModelConfig, SequenceConfig, TrainingConfig
 from gencls_core.errors import DataError, ModelError, UsageError
 from gencls_core.run import RunDirectory
+
+__all__ = ["s3"]
 
 TEXTS = [text for label in CLASSES for text in sentences(label, 12, 3)]
 LABELS = [label for label in CLASSES for _ in range(12)]
@@ -230,6 +233,7 @@ def test_in_the_tools_of_scikit_learn(settings):
         ({}, [["a"], ["b"]], ["x", "y"], UsageError, r"texts\[0\]"),
         ({}, ["a", "b"], None, ValueError, "requires y to be passed"),
         ({}, ["a", "b"], ["x"], ValueError, "inconsistent numbers of samples"),
+        ({}, ["a", "b"], pd.Series(["x", None]), ValueError, r"y\[1\]: no label"),
         ({}, ["a", "b"], [0.5, 1.5], ValueError, "Unknown label type"),
         ({}, ["a", "b"], ["x", "x"], ValueError, "one class only"),
         ({}, ["a", " "], ["x", "y"], DataError, "row 1 .from 0.: empty text"),
@@ -308,6 +312,16 @@ def test_it_is_the_run_that_the_command_trains(tmp_path, recipe):
     np.testing.assert_allclose(
         estimator.predict_proba(NEW).max(axis=1), rows["calibrated_probability"], atol=2e-3
     )
+
+
+def test_in_an_object_store(s3: S3Server, settings, fitted):
+    place = s3.path("fit").uri
+    kept = GenerativeClassifier(**settings, output_dir=place).fit(TEXTS, LABELS)
+    np.testing.assert_array_equal(kept.predict_proba(NEW), fitted.predict_proba(NEW))
+    run = pickle.loads(pickle.dumps(ClassifierRun.open(place)))
+    assert run.classify(NEW[:1])[0].predicted == kept.predict(NEW[:1])[0]
+    assert run.scores("validation").num_rows == 9
+    assert run.report() is None
 
 
 def test_fitting_again_in_its_folder_trains_nothing(settings, tmp_path):

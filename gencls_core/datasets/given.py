@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gencls_core.datasets.source import Example, Source
+from gencls_core.datasets.writing import row_frame
 from gencls_core.storage import digest_of
 
 __all__ = ["Given"]
@@ -31,7 +33,10 @@ class Given(Source):
         self._texts, self._labels = texts, labels
 
     def digest(self) -> str:
-        return digest_of({"layout": "given", "texts": self._texts, "labels": self._labels})
+        rows = hashlib.sha256()
+        for text, label in zip(self._texts, self._labels, strict=True):
+            rows.update(row_frame("", text, label))
+        return digest_of({"layout": "given", "classes": self.classes, "rows": rows.hexdigest()})
 
     def examples(self, split: str) -> Iterator[Example]:
         for row, (text, label) in enumerate(zip(self._texts, self._labels, strict=True)):

@@ -20,7 +20,7 @@ from gencls_core.errors import DataError, UsageError
 from gencls_core.remote_path import Location
 from gencls_core.storage import digest_of, publish_directory, write_json
 
-__all__ = ["ingest", "ingest_source"]
+__all__ = ["ingest"]
 
 _PLAN_OPTIONS = {
     "classes",
@@ -41,6 +41,7 @@ def ingest(
     splits: tuple[SplitName, ...] | None = None,
     labelled: bool = True,
     reuse: Location | None = None,
+    source: Source | None = None,
 ) -> Dataset:
     """Prepare the data that `config` names in the folder `destination`.
 
@@ -52,26 +53,15 @@ def ingest(
         splits: write only these; `("test",)` reads no train texts. Default: all.
         reuse: a folder that is returned instead, untouched, if it holds this very dataset.
         labelled: False prepares texts to classify: no labels, all texts in the test split.
+        source: one that is open already; `config` then only says how it is split.
 
     Raises:
         UsageError: when options contradict each other or the destination holds something else.
         DataError: when the data cannot be read or used; the destination is then untouched.
     """
-    source = open_source(config, labelled=labelled)
-    return ingest_source(source, config, destination, splits=splits, labelled=labelled, reuse=reuse)
-
-
-def ingest_source(
-    source: Source,
-    config: DataConfig,
-    destination: Path,
-    *,
-    splits: tuple[SplitName, ...] | None = None,
-    labelled: bool = True,
-    reuse: Location | None = None,
-) -> Dataset:
-    """Do so with a source that is open; `config` says how it is split."""
     wanted = splits or FINAL_SPLITS
+    if source is None:
+        source = open_source(config, labelled=labelled)
     digest = digest_of(
         {
             "format": DATASET_FORMAT,
