@@ -167,7 +167,7 @@ class ClassifierRun:
             return []
         found = self._decide(given, prior)
         matrix, names = found.matrix, self.classes
-        probabilities_NK = np.exp(found.answer)
+        probabilities_NK = _probabilities(found.answer)
         best_N = found.answer.argmax(axis=1)
         return [
             Classification(
@@ -183,7 +183,7 @@ class ClassifierRun:
 
     def predict_proba(self, texts: Iterable[str], *, prior: str | None = None) -> FloatArray:
         """Give P(class | text), [N, K]; arguments and errors are those of `classify`."""
-        return np.exp(self.predict_log_proba(texts, prior=prior))
+        return _probabilities(self.predict_log_proba(texts, prior=prior))
 
     def predict_log_proba(
         self, texts: Iterable[str], *, prior: str | None = None, calibrated: bool = False
@@ -337,3 +337,8 @@ class ClassifierRun:
             prior=prior,
             models=loaded,
         )
+
+
+def _probabilities(log_posterior_NK: FloatArray) -> FloatArray:
+    found_NK: FloatArray = np.minimum(np.exp(log_posterior_NK), 1.0)  # rounding goes beyond
+    return found_NK

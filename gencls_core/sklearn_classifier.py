@@ -142,7 +142,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def predict_proba(self, X: Iterable[str]) -> FloatArray:
         """Give P(class | text), [N, K] in the order of `classes_`."""
-        return np.exp(self.predict_log_proba(X))
+        return np.minimum(np.exp(self.predict_log_proba(X)), 1.0)
 
     def predict_log_proba(self, X: Iterable[str]) -> FloatArray:
         """Give log P(class | text) in nats, [N, K] in the order of `classes_`.

@@ -11,9 +11,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cluster_fixtures import succeed
 from run_fixtures import CLASSES, make_config, sentences, write_jsonl
 from scipy.special import log_softmax
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.pipeline import run_all, train_models
 from gencls_core import Classification, ClassifierRun
@@ -103,6 +105,22 @@ def test_the_runs_own_texts_get_its_own_scores_and_predictions(runs, name):
     report = run.report()
     assert report is not None
     assert report.num_examples == len(texts)
+
+
+def test_likelihoods_are_the_naive_formula_in_float64(runs):
+    """log P(text) = Σ log softmax(logits)[next token], from the separator to the end."""
+    text = "goal medal 天 1."
+    [found_K] = ClassifierRun.open(runs["fine-tune"].path).log_likelihoods([text])
+    for name, found in zip(CLASSES, found_K, strict=True):
+        folder = runs["fine-tune"].model_path(name)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        ids = [tokenizer.bos_token_id, *tokenizer(text).input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([ids])).logits[0]
+        nats_TV = logits_TV.log_softmax(dim=1).numpy()
+        naive = sum(nats_TV[place, token] for place, token in enumerate(ids[1:]))
+        assert found == pytest.approx(naive, abs=1e-3)
 
 
 def test_bayes_by_hand(runs):
