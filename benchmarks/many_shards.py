@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.synthetic import CLASSES, SYSTEM, StubModels, class_models, run_config, stub_job
-from cluster.work import shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.config import RunConfig
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset, SplitInfo
 from gencls_core.digests import scoring_digests, shard_ranges
 from gencls_core.run import RunDirectory
 from gencls_core.scores import SCORE_FORMAT, ShardKey, ShardRecord
+from gencls_core.shard_work import shard_work
 
 __all__ = ["EXAMPLES_PER_SHARD", "make_shards", "run_step"]
 

@@ -23,7 +23,6 @@ from benchmarks.synthetic import CLASSES, SYSTEM, StubModels, class_models, run_
 from cluster.capacity import GB, cluster_budget
 from cluster.memory import ModelSize, Workload
 from cluster.resources import Plan, make_plan
-from cluster.work import shard_work
 from gencls_core.config import ComputeConfig
 from gencls_core.datasets.dataset import SplitName
 from gencls_core.events import ShardCommitted
@@ -32,6 +31,7 @@ from gencls_core.ownership import own
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import iter_likelihoods
 from gencls_core.scoring_job import ScoringJob
+from gencls_core.shard_work import shard_work
 
 __all__ = ["RAYLETS", "check_rows", "score_on_raylets"]
 

@@ -23,13 +23,13 @@ def run_in_one_process(run_file: Path) -> None:
     with collector_paused(stays=True):
         import torch
 
-        from cluster.manifest import manifest_of
         from cluster.pipeline import prepare
         from cluster.stages import baseline_stage, report_stage
-        from cluster.work import shard_work
         from gencls_core.config_parsing import load_run_config, parse_run_config
         from gencls_core.datasets.dataset import Dataset
+        from gencls_core.run_manifest import manifest_of
         from gencls_core.scores import ScoreStore
+        from gencls_core.shard_work import shard_work
         from gencls_core.training import train_class
 
     config = parse_run_config(load_run_config(run_file))

@@ -16,9 +16,7 @@ from pathlib import Path
 from cluster.connection import Workplace
 from cluster.job_context import refuse_temporary
 from cluster.light_systems import LightWork
-from cluster.manifest import cell_manifest, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
-from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import score_stage
 from cluster.shared_path import require_shared
 from cluster.stages import base_stage, train_stage
@@ -30,6 +28,8 @@ from gencls_core.events import Event, EventLog, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.prompts import check_prompts
 from gencls_core.run import RunDirectory, RunStatus
+from gencls_core.run_folder import incoming_folder, owned
+from gencls_core.run_manifest import cell_manifest, previous_manifest
 from gencls_core.systems import System
 from gencls_core.systems.commit import missing_targets, targets_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED, light_system

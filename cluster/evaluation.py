@@ -10,11 +10,9 @@ from typing import Any
 
 from cluster.connection import Workplace
 from cluster.failures import FAILURES, reason_of
-from cluster.manifest import manifest_of, previous_manifest
 from cluster.other_texts import OtherTexts, evaluated_settings, other_texts
 from cluster.preparation import Preparation
 from cluster.resources import ModelSize, device_of, make_plan, precision_of
-from cluster.run_folder import owned
 from cluster.scorer import Scorer
 from cluster.stages import baseline_stage, report_stage, score_here
 from cluster.turn import in_turn, is_missing
@@ -27,6 +25,8 @@ from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinis
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
+from gencls_core.run_folder import owned
+from gencls_core.run_manifest import manifest_of, previous_manifest
 from gencls_core.scoring_job import ModelSystem
 from gencls_core.systems.names import system_title
 from gencls_core.systems.registry import MODEL_SYSTEMS

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.capacity import Device
+from gencls_core.training_task import TOKENS_PER_PASS
 
 __all__ = [
     "ModelSize",
@@ -29,7 +30,6 @@ PROCESS_BYTES = 800 * 10**6
 CUDA_CONTEXT_BYTES = 600 * 10**6
 HEAD_CHUNK_BYTES = 3 * 2**26
 """Logits held at once with what is made of them (gencls_core.likelihood)."""
-TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 BYTES_PER_TOKEN = 3
 """Careful estimate of text bytes per token, where texts are not tokenised yet."""
 

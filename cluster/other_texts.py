@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.run_folder import incoming_folder, owned
 from gencls_core.config import DataConfig, RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets import Dataset, SplitName, ingest
 from gencls_core.remote_path import uri_of
 from gencls_core.run import RunDirectory
+from gencls_core.run_folder import incoming_folder, owned
 from gencls_core.storage import digest_of
 
 __all__ = ["OtherTexts", "evaluated_settings", "other_texts"]

@@ -26,10 +26,8 @@ from cluster.companions import (
 from cluster.connection import Workplace
 from cluster.failures import FAILURES, reason_of
 from cluster.job_context import refuse_temporary
-from cluster.manifest import manifest_of, previous_manifest
 from cluster.preparation import Preparation, check_base, prepare_run
 from cluster.resources import Budget
-from cluster.run_folder import incoming_folder, owned
 from cluster.scorer import score_stage
 from cluster.selection import choose_recipe, first_candidate, prepare_open
 from cluster.shared_path import require_shared
@@ -47,6 +45,8 @@ from gencls_core.errors import GenclsError, IncompleteError, StoreError
 from gencls_core.events import ClassReused, Event, EventLog, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.run import RunDirectory, recorded_training, system_of
+from gencls_core.run_folder import incoming_folder, owned
+from gencls_core.run_manifest import manifest_of, previous_manifest
 from gencls_core.systems.names import system_title
 from gencls_core.trained_run import training_of
 

@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from cluster.channel import CRASHES
-from cluster.work import ShardWork
 from gencls_core.events import Event, Note
+from gencls_core.shard_work import ShardWork
 
 __all__ = ["isolate"]
 

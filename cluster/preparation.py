@@ -33,7 +33,7 @@ from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
 from gencls_core.scratch import scratch_preset
 from gencls_core.selection_report import SelectionReport
-from gencls_core.trained_run import main_system, model_digest, training_of
+from gencls_core.trained_run import committed_models, main_system, model_digest, training_of
 from gencls_core.training_task import TrainingTask
 
 __all__ = ["Preparation", "check_base", "prepare_run"]
@@ -107,6 +107,16 @@ class Preparation:
             return None
         path = self.run.model_path(class_name, self.system.name)
         return _committed(path, self.digest_of(class_name))
+
+    def trained_models(self) -> tuple[ClassModel, ...]:
+        """Give the models that scoring needs, trained as the settings say.
+
+        Raises:
+            StoreError: when one is missing.
+        """
+        names = model_names(self.system, self.dataset.classes)
+        digests = {name: self.digest_of(name) for name in names}
+        return committed_models(self.run, names, digests, self.system.name)
 
     def training_tasks(self) -> list[TrainingTask]:
         """Give the trainings that are still to be done; each task reads its texts itself."""

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster.connection import Workplace
-from cluster.manifest import trained_models
 from cluster.placement import memory_share
 from cluster.preparation import Preparation
-from cluster.work import ShardPlan, shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.datasets import Dataset
 from gencls_core.datasets.dataset import SplitName
@@ -22,6 +20,7 @@ from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scoring_job import ScoringJob
+from gencls_core.shard_work import ShardPlan, shard_work
 
 if TYPE_CHECKING:
     from cluster.crew import Crew
@@ -118,7 +117,7 @@ def score_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Ite
     """
     run, dataset, system = preparation.run, preparation.dataset, preparation.system
     with ExitStack() as actors:
-        scorer = Scorer(actors, preparation, place, trained_models(preparation))
+        scorer = Scorer(actors, preparation, place, preparation.trained_models())
         for split in preparation.splits:
             yield from scorer.score(run, lease, dataset, split)
     if "validation" not in preparation.splits:

@@ -15,11 +15,11 @@ from cluster.channel import CRASHES, failure_of
 from cluster.crew import Crew, Member
 from cluster.poison import isolate
 from cluster.stopping import STOP
-from cluster.work import ShardWork
 from gencls_core.errors import GenclsError, IncompleteError, counted
 from gencls_core.events import Event, ExampleIsolated, Note, ShardCommitted
 from gencls_core.ownership import Fence, Lease
 from gencls_core.scores import ShardRecord
+from gencls_core.shard_work import ShardWork
 
 __all__ = ["score_shards"]
 

@@ -10,13 +10,13 @@ from ray.util.queue import Queue
 
 from cluster.channel import send
 from cluster.guard import bound_memory
-from cluster.work import ShardWork
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import ResourceError
 from gencls_core.events import Note, ScoringProgress
 from gencls_core.ownership import Fence
 from gencls_core.scores import ScoreStore, ShardRecord
 from gencls_core.scoring_job import Models, ScoringJob
+from gencls_core.shard_work import ShardWork
 from gencls_core.startup import collector_paused
 
 __all__ = ["ScoringActor"]

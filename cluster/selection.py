@@ -20,7 +20,6 @@ from cluster.choice import Choice, parts_are_scored, why_not_chosen_by
 from cluster.choice_report import Tried, failed_under, key_of, untried
 from cluster.connection import Workplace
 from cluster.cross_validation import parts_of
-from cluster.manifest import previous_manifest
 from cluster.preparation import Preparation, prepare_run
 from cluster.resources import Budget
 from cluster.stages import base_stage
@@ -32,6 +31,7 @@ from gencls_core.events import Event, Note
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
+from gencls_core.run_manifest import previous_manifest
 from gencls_core.selection import RECORD, Candidate, candidates_of, is_part_name
 from gencls_core.selection_report import SelectionReport
 from gencls_core.storage import children, read_json, remove_tree

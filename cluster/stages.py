@@ -17,7 +17,7 @@ from gencls_core.errors import counted
 from gencls_core.events import ClassReused, Event, StageFinished, StageStarted
 from gencls_core.model_source import ResolvedModel
 from gencls_core.ownership import Lease
-from gencls_core.remote_path import Location, uri_of
+from gencls_core.remote_path import uri_of
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.storage import children, remove_tree
 from gencls_core.systems.names import BASELINE, system_title
@@ -55,12 +55,13 @@ def _make_base(preparation: Preparation, place: Workplace) -> Iterator[Event]:
     import ray
 
     from cluster.channel import failure_of
+    from gencls_core.scratch import build_scratch_base
 
     began = time.perf_counter()
     base = preparation.base
     yield StageStarted("base", f"making {base.name}: tokenizer and start weights")
     place.need()
-    build = ray.remote(_build_scratch).options(num_cpus=1)
+    build = ray.remote(build_scratch_base).options(num_cpus=1)
     try:
         ray.get(
             build.remote(
@@ -73,23 +74,6 @@ def _make_base(preparation: Preparation, place: Workplace) -> Iterator[Event]:
     except Exception as error:
         raise failure_of(error, "making the base model") from error
     yield StageFinished("base", f"{base.name} made", time.perf_counter() - began)
-
-
-def _build_scratch(name: str, dataset: Location, seed: int, destination: Location) -> None:
-    """Run in a Ray worker: the driver needs no torch for it."""
-    from gencls_core.scratch import build_scratch_model
-
-    texts = Dataset.open(dataset)
-    build_scratch_model(
-        name,
-        (
-            text
-            for batch in texts.iter_batches("train", ["text"])
-            for text in batch.column("text").to_pylist()
-        ),
-        seed,
-        destination,
-    )
 
 
 def train_stage(preparation: Preparation, place: Workplace, lease: Lease) -> Iterator[Event]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from cluster.connection import Workplace
 from cluster.failures import LASTING, reason_of
-from cluster.manifest import trained_models
 from cluster.preparation import Preparation, prepare_run
 from cluster.scorer import Scorer
 from cluster.stages import base_stage, train_stage
@@ -189,7 +188,7 @@ class Trial:
             if model is not None and model.digest == digest and not preparation.committed(name):
                 _copy_model(model, run.model_path(name, system), lease)
         yield from train_stage(preparation, place, lease)
-        models = trained_models(preparation)
+        models = preparation.trained_models()
         with ExitStack() as actors:
             if preparation.dataset.held_out:
                 scorer = Scorer(actors, preparation, place, models)

@@ -14,10 +14,8 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from cluster.job_context import job_context
-from cluster.manifest import trained_models
 from cluster.preparation import Preparation
 from cluster.queue import wait_for_turn
-from cluster.work import shard_work
 from gencls_core.class_models import ClassModel
 from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.errors import StoreError
@@ -25,6 +23,7 @@ from gencls_core.events import Event, Note, StageStarted
 from gencls_core.ownership import await_silent_owner
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
+from gencls_core.shard_work import shard_work
 
 __all__ = ["has_work", "in_turn", "is_missing"]
 
@@ -77,7 +76,7 @@ def has_work(preparation: Preparation, *, score: bool) -> bool:
     if not score:
         return False
     try:
-        models = trained_models(preparation)
+        models = preparation.trained_models()
     except StoreError:
         return True  # `--class-id` trained some of them only
     run, dataset = preparation.run, preparation.dataset

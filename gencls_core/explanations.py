@@ -40,6 +40,7 @@ def explain_example(
     against: str | None = None,
     prior: str | None = None,
     ensemble: str | None = None,
+    models: LocalModels | None = None,
 ) -> Evidence:
     """Explain what a run said of a test text.
 
@@ -51,6 +52,7 @@ def explain_example(
             wrong, else the second likeliest.
         prior: as for a report; default: the run's own.
         ensemble: likewise.
+        models: the run's, where they are loaded already.
 
     Raises:
         UsageError: when there is no such text or class, or no sum decided.
@@ -65,7 +67,7 @@ def explain_example(
     pair = _pair(rule.classes, log_posterior_C, class_name, against, label)
     tokens = stored_tokens(run, rule.records, row, pair)
     if tokens is None:
-        tokens = _scored_here(run, text, pair)
+        tokens = _scored_here(run, text, pair, models)
         matrix = _with_sums(matrix, pair, tokens, run.manifest()["precision"])
     offsets_T = TokenReader(run).offsets(text, tokens[0])
     return laid_out(
@@ -81,6 +83,7 @@ def explain_text(
     class_name: str | None = None,
     against: str | None = None,
     prior: str | None = None,
+    models: LocalModels | None = None,
 ) -> Evidence:
     """Explain what a run's models say of any text.
 
@@ -92,6 +95,7 @@ def explain_text(
         class_name: whose evidence is wanted; default: the likeliest class.
         against: the class that it is compared with; default: the second likeliest.
         prior: as for a report; default: the run's own.
+        models: the run's, where they are loaded already.
 
     Raises:
         UsageError: when there is no such class.
@@ -99,19 +103,8 @@ def explain_text(
     """
     rule = rule_of(run, prior=prior)
     answer = rule.answer.alone if isinstance(rule.answer, Pool) else rule.answer
-    tables = _tables_of(run, text, rule.classes)
-    first = tables[rule.classes[0]]
-    matrix = LikelihoodMatrix(
-        example_ids=pa.chunked_array([["0"]], pa.string()),
-        label_codes=np.array([-1]),
-        classes=rule.classes,
-        scores=np.array([[tables[name]["score"][0].as_py() for name in rule.classes]]),
-        num_tokens=first["num_tokens"].to_numpy(),
-        truncated=first["truncated"].to_numpy(zero_copy_only=False),
-        num_windows=first["num_windows"].to_numpy(),
-        loss_scores=None,
-        quantity="log_likelihood",
-    )
+    tables = _tables_of(run, text, rule.classes, models)
+    matrix = LikelihoodMatrix.of_tables({name: tables[name] for name in rule.classes})
     log_posterior_C = posterior_of(matrix, rule.prior, answer)[0]
     pair = _pair(rule.classes, log_posterior_C, class_name, against, None)
     tokens = tokens_of(tables, 0, pair)
@@ -320,14 +313,21 @@ def _scores_of(run: RunDirectory, rule: Rule, row: int) -> LikelihoodMatrix:
     raise StoreError(f"{run.scores.path}: the text has not been scored")
 
 
-def _scored_here(run: RunDirectory, text: str, pair: tuple[str, str]) -> Tokens:
-    tokens = tokens_of(_tables_of(run, text, pair), 0, pair)
+def _scored_here(
+    run: RunDirectory, text: str, pair: tuple[str, str], models: LocalModels | None
+) -> Tokens:
+    tokens = tokens_of(_tables_of(run, text, pair, models), 0, pair)
     assert tokens is not None, "scored with its tokens"
     return tokens
 
 
-def _tables_of(run: RunDirectory, text: str, classes: Sequence[str]) -> dict[str, pa.Table]:
-    """Score a text under some classes; of models of their own one is in memory at a time."""
+def _tables_of(
+    run: RunDirectory, text: str, classes: Sequence[str], models: LocalModels | None
+) -> dict[str, pa.Table]:
+    """Score a text under some classes; of models of their own, where none are loaded yet, one is
+    in memory at a time."""
+    if models is not None:
+        return models.score([text], classes, per_token=True)
     origin = origin_of(run, run.manifest())
     whole = LocalModels.open(origin, classes[:1], scored=run)
     if not whole.job.system.model_per_class:

@@ -11,7 +11,7 @@ Shapes: N examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -127,6 +127,26 @@ class LikelihoodMatrix:
             loss_scores=stacked_if_all_have("loss_scores"),
             quantity=first.quantity,
             beside=stacked_if_all_have("beside"),
+        )
+
+    @classmethod
+    def of_tables(cls, tables: Mapping[str, pa.Table]) -> LikelihoodMatrix:
+        """Lay rows of SCORE_SCHEMA that were just made side by side: the same texts, without
+        labels, in the same order in each class's table."""
+        first = next(iter(tables.values()))
+        losses = None
+        if len(first) and not any(table["loss_score"].null_count for table in tables.values()):
+            losses = np.stack([t["loss_score"].to_numpy() for t in tables.values()], axis=1)
+        return cls(
+            example_ids=first["example_id"],
+            label_codes=np.full(len(first), -1),
+            classes=tuple(tables),
+            scores=np.stack([table["score"].to_numpy() for table in tables.values()], axis=1),
+            num_tokens=first["num_tokens"].to_numpy(),
+            truncated=first["truncated"].to_numpy(),
+            num_windows=first["num_windows"].to_numpy(),
+            loss_scores=losses,
+            quantity=first["quantity"][0].as_py() if len(first) else "log_likelihood",
         )
 
     def example_id(self, row: int) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import ModelError
 from gencls_core.model_source import ResolvedModel
 from gencls_core.remote_path import Location
@@ -20,7 +21,14 @@ from gencls_core.remote_path import Location
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PRESETS", "SCRATCH_FORMAT", "ScratchPreset", "build_scratch_model", "scratch_preset"]
+__all__ = [
+    "PRESETS",
+    "SCRATCH_FORMAT",
+    "ScratchPreset",
+    "build_scratch_base",
+    "build_scratch_model",
+    "scratch_preset",
+]
 
 
 SCRATCH_FORMAT = 1
@@ -99,6 +107,21 @@ def build_scratch_model(name: str, texts: Iterable[str], seed: int, destination:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         ResolvedModel.of_folder(name, Path(folder)).stage(destination)
+
+
+def build_scratch_base(name: str, dataset: Location, seed: int, destination: Location) -> None:
+    """Do so with the train texts of a prepared dataset."""
+    texts = Dataset.open(dataset)
+    build_scratch_model(
+        name,
+        (
+            text
+            for batch in texts.iter_batches("train", ["text"])
+            for text in batch.column("text").to_pylist()
+        ),
+        seed,
+        destination,
+    )
 
 
 def _causal(preset: ScratchPreset, texts: Iterable[str]) -> tuple[Any, Any]:

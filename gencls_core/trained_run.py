@@ -17,6 +17,8 @@ from gencls_core.errors import ModelError, StoreError
 from gencls_core.model_source import ResolvedModel, resolve_model
 from gencls_core.prompts import prefixes_for
 from gencls_core.run import CLASS_LM, RunDirectory, recorded_training
+from gencls_core.score_matrix import LikelihoodMatrix
+from gencls_core.scores import SCORE_SCHEMA
 from gencls_core.scoring_job import Models, ModelSystem, ScoringJob, model_names
 from gencls_core.systems.registry import MODEL_SYSTEMS
 
@@ -24,12 +26,16 @@ __all__ = [
     "LocalModels",
     "base_of",
     "committed_models",
+    "examples_of",
     "main_system",
     "model_digest",
     "models_of_run",
     "training_of",
 ]
 
+
+_AT_ONCE = 4096
+"""Texts whose token scores are in memory at the same time: as many as a shard has at the most."""
 
 _REMEDIES = {
     name: f"train {'them' if name == CLASS_LM else 'it'} with `gencls train --recipe {recipe}`"
@@ -169,6 +175,7 @@ class LocalModels:
         classes: Sequence[str] | None = None,
         *,
         scored: RunDirectory | None = None,
+        system: ModelSystem | None = None,
     ) -> Self:
         """Load the models of a run onto the GPU, if there is one.
 
@@ -177,6 +184,7 @@ class LocalModels:
             classes: whose models are wanted; default: all.
             scored: the run or evaluation whose scores are to come out again: its precision and
                 settings are taken. Default: the run itself.
+            system: whose models; default: those of the run's recipe.
 
         Raises:
             StoreError: when a model is missing.
@@ -186,8 +194,8 @@ class LocalModels:
 
         manifest = run.manifest()
         config = RunConfig.model_validate(manifest["config"])
-        system = main_system(config)
-        models = models_of_run(run, manifest)
+        system = system or main_system(config)
+        models = models_of_run(run, manifest, system)
         as_scored = manifest if scored is None else scored.manifest()
         settings = RunConfig.model_validate(as_scored["config"])
         job = ScoringJob(
@@ -215,16 +223,42 @@ class LocalModels:
             classes: under which; default: all.
             per_token: whether each token's score is wanted, too.
         """
-        examples = _examples(texts)
+        return self.score_examples(examples_of(texts), classes, per_token=per_token)
+
+    def score_examples(
+        self,
+        examples: pa.Table,
+        classes: Sequence[str] | None = None,
+        *,
+        per_token: bool | None = None,
+    ) -> dict[str, pa.Table]:
+        """Do so with rows of EXAMPLE_SCHEMA; by default token scores as the run keeps them."""
         encoded = self.models.encode(examples)
-        scoring = self.job.scoring.model_copy(update={"per_token": per_token})
+        scoring = self.job.scoring
+        if per_token is not None:
+            scoring = scoring.model_copy(update={"per_token": per_token})
         return {
             name: self.models.score(examples, name, self.job.sequence, scoring, encoded=encoded)
             for name in (self.job.classes if classes is None else classes)
         }
 
+    def matrix(self, texts: Sequence[str]) -> LikelihoodMatrix:
+        """Score any number of texts under all classes; they are numbered from 0."""
+        parts = [
+            LikelihoodMatrix.of_tables(self.score(texts[first : first + _AT_ONCE]))
+            for first in range(0, len(texts), _AT_ONCE)
+        ]
+        if not parts:
+            nothing = dict.fromkeys(self.job.classes, SCORE_SCHEMA.empty_table())
+            return LikelihoodMatrix.of_tables(nothing)
+        ids = pa.array(map(str, range(len(texts))), pa.string())
+        return replace(
+            LikelihoodMatrix.concatenated(parts), example_ids=pa.chunked_array([ids], pa.string())
+        )
 
-def _examples(texts: Sequence[str]) -> pa.Table:
+
+def examples_of(texts: Sequence[str]) -> pa.Table:
+    """Give texts as unlabelled rows of EXAMPLE_SCHEMA, numbered from 0."""
     names = {
         "example_id": [str(number) for number in range(len(texts))],
         "text": list(texts),

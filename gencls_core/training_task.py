@@ -17,7 +17,10 @@ from gencls_core.ownership import Fence
 from gencls_core.precision import Precision
 from gencls_core.remote_path import Location
 
-__all__ = ["TrainingTask"]
+__all__ = ["TOKENS_PER_PASS", "TrainingTask"]
+
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
+"""Padded tokens of a pass, by device, where memory allows; a longer text is a pass by itself."""
 
 
 @dataclass(frozen=True)

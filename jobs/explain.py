@@ -67,7 +67,11 @@ def explain_command(
         raise click.UsageError("give one of --example ID, --text TEXT and --phrases")
     if prior and prior_from:
         raise click.UsageError("give --prior or --prior-from, not both: each is the whole prior")
-    pair = {"class_name": class_name, "against": against, "prior": prior_from or prior}
+    pair: dict[str, Any] = {
+        "class_name": class_name,
+        "against": against,
+        "prior": prior_from or prior,
+    }
     if phrases and (ensemble or any(pair.values())):
         raise click.UsageError("--phrases is of all classes, and asks no prior and no ensemble")
     if text is not None and ensemble:

@@ -27,7 +27,6 @@ from cluster.crew import Crew
 from cluster.memory import ModelSize, Workload
 from cluster.resources import GB, Plan, make_plan
 from cluster.scoring import score_shards
-from cluster.work import ShardWork
 from gencls_core.config import ComputeConfig, RunConfig, ScoringConfig, SequenceConfig
 from gencls_core.digests import shard_ranges
 from gencls_core.events import Event
@@ -35,6 +34,7 @@ from gencls_core.ownership import own
 from gencls_core.run import CLASS_LM, RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, read_scores
 from gencls_core.scoring_job import ScoringJob
+from gencls_core.shard_work import ShardWork
 from gencls_core.training_task import TrainingTask
 
 

@@ -79,6 +79,13 @@ def test_the_library_is_light_to_import():
         # Training runs in workers: the driver hands out paths.
         ("cluster.training", {"torch", "transformers"}),
         ("gencls_core.report", {"torch", "transformers", "sklearn", "ray"}),
+        # What a notebook imports before it has asked anything.
+        (
+            "gencls_core",
+            {"torch", "transformers", "sklearn", "ray", "pyarrow", "numpy", "pydantic"},
+        ),
+        ("gencls_core.classifier_run", {"torch", "transformers", "sklearn", "ray"}),
+        ("gencls_core.sklearn_classifier", {"torch", "transformers", "ray"}),
         # Each scoring actor is a process that starts anew.
         ("gencls_core.scoring", {"peft", "datasets", "sklearn", "pandas", "matplotlib", "duckdb"}),
     ],

@@ -32,10 +32,10 @@ from benchmarks.synthetic import (
     write_manifest,
     write_source,
 )
-from cluster.run_folder import owned
 from gencls_core.events import ClassTrained, EventLog, ShardCommitted
 from gencls_core.report import build_report
 from gencls_core.run import RunDirectory
+from gencls_core.run_folder import owned
 from gencls_core.scores import ScoreStore
 from gencls_core.storage import file_sha256, write_json
 from gencls_core.verify import verify

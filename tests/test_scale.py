@@ -25,11 +25,11 @@ from benchmarks.synthetic import (
     write_manifest,
     write_source,
 )
-from cluster.work import shard_work
 from gencls_core.query import run_query
 from gencls_core.report import build_report, predict
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardKey
+from gencls_core.shard_work import shard_work
 
 ROWS = 1500
 

@@ -22,7 +22,6 @@ from s3_fixtures import Fault, S3Server, local_run, s3
 
 from benchmarks.synthetic import StubModels, class_models, stub_job
 from cluster.pipeline import run_all
-from cluster.work import shard_work
 from gencls_core import ownership
 from gencls_core.checkpoints import LAST_FILE
 from gencls_core.config import ScoringConfig, SequenceConfig
@@ -33,6 +32,7 @@ from gencls_core.query import open_query, run_query
 from gencls_core.remote_path import as_location
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, read_scores
+from gencls_core.shard_work import shard_work
 from jobs.main import main
 
 __all__ = ["s3"]

@@ -14,6 +14,7 @@ from gencls_core.config import DataConfig
 from gencls_core.datasets.dataset import DATASET_FORMAT, Dataset, SplitName
 from gencls_core.datasets.open_source import open_source
 from gencls_core.datasets.plan import FINAL_SPLITS, make_plan
+from gencls_core.datasets.source import Source
 from gencls_core.datasets.writing import write_splits
 from gencls_core.errors import DataError, UsageError
 from gencls_core.remote_path import Location
@@ -40,6 +41,7 @@ def ingest(
     splits: tuple[SplitName, ...] | None = None,
     labelled: bool = True,
     reuse: Location | None = None,
+    source: Source | None = None,
 ) -> Dataset:
     """Prepare the data that `config` names in the folder `destination`.
 
@@ -51,13 +53,15 @@ def ingest(
         splits: write only these; `("test",)` reads no train texts. Default: all.
         reuse: a folder that is returned instead, untouched, if it holds this very dataset.
         labelled: False prepares texts to classify: no labels, all texts in the test split.
+        source: one that is open already; `config` then only says how it is split.
 
     Raises:
         UsageError: when options contradict each other or the destination holds something else.
         DataError: when the data cannot be read or used; the destination is then untouched.
     """
     wanted = splits or FINAL_SPLITS
-    source = open_source(config, labelled=labelled)
+    if source is None:
+        source = open_source(config, labelled=labelled)
     digest = digest_of(
         {
             "format": DATASET_FORMAT,

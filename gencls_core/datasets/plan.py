@@ -99,12 +99,13 @@ def make_plan(
         rows.of("test"),
     )
     checks.classes_in_train(source, rows.codes, train, classes)
-    if not test.any():
+    if not test.any() and not source.untested:
         train, validation, test = _made_test(
             rows, train, validation, classes, config, source, warnings
         )
-    test = _sampled_test(rows, test, classes, config)
-    checks.classes_in_test(source, rows.codes, test, classes)
+    if not source.untested:
+        test = _sampled_test(rows, test, classes, config)
+        checks.classes_in_test(source, rows.codes, test, classes)
 
     groups = group_numbers(np.concatenate([found.texts for found in surveys]))
     in_test = np.zeros(groups.max() + 1, dtype=np.bool_)

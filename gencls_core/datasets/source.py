@@ -59,6 +59,8 @@ class Source(Protocol):
     """What is left out, and why."""
     prior_counts: dict[str, int] | None = None
     """Train texts per class before sampling, where the source is itself a sample."""
+    untested: bool = False
+    """Whether no test texts are wanted: none is cut, and all are learned from or held out."""
     final: bool = False
     """Whether the splits are to stay as they are: none is cut from another."""
 

@@ -5,6 +5,7 @@ Nothing is scored here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,11 @@ __all__ = ["decided", "ensemble_of", "with_ensemble"]
 
 
 def with_ensemble(
-    fitter: Fitter, alone: CalibrationFit | None, manifest: dict[str, Any], ensemble: str | None
+    fitter: Fitter,
+    alone: CalibrationFit | None,
+    manifest: dict[str, Any],
+    ensemble: str | None,
+    companion_of: Callable[[str], Companion] | None = None,
 ) -> tuple[CalibrationFit | None, Companion | None, tuple[str, ...]]:
     """Give the fit with a second system beside, what that says, and why it is not there.
 
@@ -27,6 +32,7 @@ def with_ensemble(
         alone: the fit without one.
         manifest: of the run.
         ensemble: the setting; default: the manifest's.
+        companion_of: gives what a system says of the texts; default: its committed test scores.
     """
     if alone is None:
         by_name = _wanted(manifest, ensemble) not in (None, "none", "auto")
@@ -36,7 +42,10 @@ def with_ensemble(
     found = decided(fits, always=_wanted(manifest, ensemble) != "auto")
     while found is not None and found.taken:
         try:
-            companion = fitter.companion(found.system, alone.system)
+            if companion_of is not None:
+                companion = companion_of(found.system)
+            else:
+                companion = fitter.companion(found.system, alone.system)
             break
         except (DataError, StoreError) as error:
             problems.append(error)

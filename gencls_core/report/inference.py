@@ -6,7 +6,7 @@ or a lost report, costs seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from gencls_core.score_matrix import (
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import resolve_below
 
-__all__ = ["Inference", "Rule", "infer", "infer_by_range", "origin_of", "rule_of"]
+__all__ = ["Inference", "Rule", "infer", "infer_by_range", "origin_of", "prior_counts", "rule_of"]
 
 
 BY_LOSS = (
@@ -146,6 +146,30 @@ class Rule:
     chosen: bool
     """Whether the recipe was chosen by calibrated held-out texts."""
 
+    def under(
+        self, prior: str, counts: Mapping[str, int], scores: Callable[[], LikelihoodMatrix]
+    ) -> Rule:
+        """Give the same rule under a prior.
+
+        Args:
+            prior: see `gencls_core.posterior.resolve_prior`, or `unlabelled`.
+            counts: texts of each class that were learned from.
+            scores: gives those of the texts that the rule is for; asked only where the prior is
+                estimated from them.
+
+        Raises:
+            UsageError: when the prior cannot be obeyed.
+        """
+        rule = replace(self, prior_name=prior, estimate=None)
+        if prior != UNLABELLED:
+            return replace(rule, prior=resolve_prior(prior, self.classes, counts))
+        decided = self.decided(self.completed(scores()))
+        if not decided.is_likelihood:
+            # What a classifier says has the prior of its train texts in it.
+            return replace(rule, prior=resolve_prior("train", self.classes, counts))
+        estimate = estimate_prior(decided, None if self.fit is None else self.fit.calibration)
+        return replace(rule, prior=estimate.prior, estimate=estimate)
+
     @property
     def answer(self) -> Calibration | Pool | None:
         """The calibration that the run's answer is made with; None where it stands by the scores
@@ -192,10 +216,12 @@ def rule_of(
     ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
+    companion_of: Callable[[str], Companion] | None = None,
 ) -> Rule:
     """Give how a run's test scores become posteriors; arguments and errors are those of `infer`.
 
-    Only a prior that is estimated from the texts reads their scores.
+    Only a prior that is estimated from the texts reads their scores. With `companion_of` the rule
+    is for other texts: it gives what a second system says of them, by the system's name.
     """
     manifest = run.manifest()
     main = system_of(manifest)
@@ -209,7 +235,7 @@ def rule_of(
     fit, notes = fitter.fit(system)
     companion = None
     if system == main:
-        fit, companion, more = with_ensemble(fitter, fit, manifest, ensemble)
+        fit, companion, more = with_ensemble(fitter, fit, manifest, ensemble, companion_of)
         notes = (*notes, *more)
     rule = Rule(
         system=system,
@@ -224,16 +250,11 @@ def rule_of(
         companion=companion,
         chosen=system == main and _was_chosen(origin),
     )
-    counts = prior_counts(run, origin)
-    if prior_name != UNLABELLED:
-        return replace(rule, prior=resolve_prior(prior_name, classes, counts))
-    scores = read_likelihoods(run.scores, system, classes, rule.records)
-    decided = rule.decided(rule.completed(scores))
-    if not decided.is_likelihood:
-        # What a classifier says has the prior of its train texts in it.
-        return replace(rule, prior=resolve_prior("train", classes, counts))
-    estimate = estimate_prior(decided, None if fit is None else fit.calibration)
-    return replace(rule, prior=estimate.prior, estimate=estimate)
+    return rule.under(
+        prior_name,
+        prior_counts(run, origin),
+        lambda: read_likelihoods(run.scores, system, classes, rule.records),
+    )
 
 
 def _was_chosen(origin: RunDirectory) -> bool:

@@ -1,38 +1,62 @@
-"""What a run says of itself in `run.json`, and which of its class models stand."""
+"""What a run says of itself in `run.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from cluster.preparation import Preparation
-from gencls_core.class_models import ClassModel
-from gencls_core.config import RunConfig
+from gencls_core.config import ResolvedTraining, RunConfig
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import StoreError
+from gencls_core.model_source import ResolvedModel
+from gencls_core.precision import Precision
 from gencls_core.run import CLASS_LM, RunDirectory, environment
-from gencls_core.scoring_job import model_names
-from gencls_core.trained_run import committed_models
+from gencls_core.scoring_job import ModelSystem
+from gencls_core.selection_report import SelectionReport
 
 __all__ = [
+    "Prepared",
     "cell_manifest",
     "manifest_of",
     "previous_manifest",
-    "trained_models",
 ]
 
 
-def trained_models(preparation: Preparation) -> tuple[ClassModel, ...]:
-    """Give the models that a run's system needs for scoring, trained as its settings say.
+class Prepared(Protocol):
+    """A system of models of a run, ready to start."""
 
-    Raises:
-        StoreError: when one is missing.
-    """
-    system = preparation.system
-    names = model_names(system, preparation.dataset.classes)
-    digests = {name: preparation.digest_of(name) for name in names}
-    return committed_models(preparation.run, names, digests, system.name)
+    @property
+    def config(self) -> RunConfig:
+        """What is asked for."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The texts."""
+
+    @property
+    def system(self) -> ModelSystem:
+        """What is trained and scores."""
+
+    @property
+    def base(self) -> ResolvedModel:
+        """What it starts from."""
+
+    @property
+    def precision(self) -> Precision:
+        """In which it computes."""
+
+    @property
+    def training(self) -> ResolvedTraining:
+        """How it is trained, with nothing left open."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+
+    @property
+    def selection(self) -> SelectionReport | None:
+        """How the recipe was chosen, if it was."""
 
 
 def previous_manifest(run: RunDirectory) -> dict[str, Any]:
@@ -44,7 +68,7 @@ def previous_manifest(run: RunDirectory) -> dict[str, Any]:
 
 
 def manifest_of(
-    preparation: Preparation, previous: dict[str, Any], beside: Preparation | None = None
+    preparation: Prepared, previous: dict[str, Any], beside: Prepared | None = None
 ) -> dict[str, Any]:
     """Give the content of `run.json` but for status and time.
 
@@ -70,7 +94,7 @@ def manifest_of(
 def cell_manifest(
     config: RunConfig,
     dataset: Dataset,
-    preparations: Sequence[Preparation],
+    preparations: Sequence[Prepared],
     systems: Sequence[str],
     previous: dict[str, Any],
 ) -> dict[str, Any]:
