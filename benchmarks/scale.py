@@ -195,7 +195,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _predict(folder: Path) -> dict[str, Any]:
-    from gencls_core.report import predict
+    from gencls_core.report.predictions import predict
     from gencls_core.run import RunDirectory
 
     return {"rows": predict(RunDirectory(folder / "run"), folder / "predictions.parquet")}

@@ -173,7 +173,7 @@ def report_stage(
     config: RunConfig, run: RunDirectory, models_of: RunDirectory | None
 ) -> Iterator[Event]:
     """Write the report; the event's message is its folder."""
-    from gencls_core.report import build_report
+    from gencls_core.report.build import build_report
 
     began = time.perf_counter()
     posterior = config.posterior

@@ -130,10 +130,16 @@ def models_of_run(
     if (trained := recorded_training(manifest, system.name)) is not None:
         config = config.model_copy(update={"training": trained})
     names = model_names(system, manifest["classes"])
-    digests = {
-        name: model_digest(
-            config, dataset, system, manifest["model"]["digest"], manifest["precision"], name
+    base = manifest.get("model", {}).get("digest")
+    if base is None:
+        raise StoreError.of(
+            "this run names no base model",
+            place=source.path / "run.json",
+            expected="the model of a trained recipe",
+            remedy="train one with `gencls run`",
         )
+    digests = {
+        name: model_digest(config, dataset, system, base, manifest["precision"], name)
         for name in names
     }
     return committed_models(source, names, digests, system.name)

@@ -128,7 +128,7 @@ def classify_command(
     from cluster.evaluation import classify_texts
     from gencls_core.cost_matrix import read_costs
     from gencls_core.events import StageFinished
-    from gencls_core.report import predict
+    from gencls_core.report.predictions import predict
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
 

@@ -46,7 +46,7 @@ def report_command(
       gencls report runs/agnews --costs costs.csv
       gencls report runs/agnews --ensemble none
     """
-    from gencls_core.report import build_report
+    from gencls_core.report.build import build_report
     from gencls_core.run import RunDirectory
     from jobs.summary import print_summary
 

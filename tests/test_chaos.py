@@ -33,7 +33,7 @@ from benchmarks.synthetic import (
     write_source,
 )
 from gencls_core.events import ClassTrained, EventLog, ShardCommitted
-from gencls_core.report import build_report
+from gencls_core.report.build import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.run_folder import owned
 from gencls_core.scores import ScoreStore

@@ -15,7 +15,7 @@ from gencls_core.comparison.questions import answers
 from gencls_core.comparison.schema import Comparison, PairReport
 from gencls_core.comparison.words import points
 from gencls_core.errors import DataError, StoreError, UsageError
-from gencls_core.report import build_report
+from gencls_core.report.build import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardKey, read_scores
 

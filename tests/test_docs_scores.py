@@ -11,7 +11,7 @@ import pytest
 from report_fixtures import make_run
 
 from gencls_core.query import run_query
-from gencls_core.report import build_report
+from gencls_core.report.build import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.scores import SCORE_SCHEMA, ScoreStore, ShardRecord
 from gencls_core.systems.registry import system_names

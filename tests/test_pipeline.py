@@ -34,7 +34,7 @@ from gencls_core.events import (
 )
 from gencls_core.model_source import ResolvedModel
 from gencls_core.models import load_causal_lm
-from gencls_core.report import build_report
+from gencls_core.report.build import build_report
 from gencls_core.run import RunDirectory
 from gencls_core.scores import read_scores
 

@@ -26,7 +26,8 @@ from benchmarks.synthetic import (
     write_source,
 )
 from gencls_core.query import run_query
-from gencls_core.report import build_report, predict
+from gencls_core.report.build import build_report
+from gencls_core.report.predictions import predict
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardKey
 from gencls_core.shard_work import shard_work
