@@ -20,9 +20,9 @@ from gencls_core.datasets.dataset import Dataset
 from gencls_core.datasets.ingest import ingest
 from gencls_core.datasets.source import Source
 from gencls_core.digests import scratch_digest
-from gencls_core.errors import StoreError, UsageError
+from gencls_core.errors import ResourceError, StoreError, UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
-from gencls_core.ownership import Lease
+from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.posterior import UNLABELLED, resolve_prior
 from gencls_core.precision import Precision, cpu_multiplies_bf16, resolve_precision
 from gencls_core.prompts import check_prompts, prefixes_for
@@ -75,13 +75,17 @@ def train_here(config: RunConfig, source: Source) -> RunDirectory:
                 prepared.train(lease)
             _score_held_out(prepared, lease)
             status = "finished"
+        except OwnershipError:
+            status = ""  # run.json is the new owner's
+            raise
         except KeyboardInterrupt:
             status = "stopped"
             raise
         finally:
             seconds = round(time.perf_counter() - began, 2)
-            with contextlib.suppress(StoreError):
-                run.write_manifest({**manifest, "status": status, "seconds": seconds})
+            if status:
+                with contextlib.suppress(StoreError):
+                    run.write_manifest({**manifest, "status": status, "seconds": seconds})
     return run
 
 
@@ -109,6 +113,8 @@ class _Prepared:
         tasks = [task for number, name in names if (task := self._task(number, name)) is not None]
         if not tasks:
             return
+        import torch
+
         from gencls_core.training import train_class
 
         self.run.drop_report()
@@ -118,7 +124,14 @@ class _Prepared:
                 for name in (task.class_name,) if task.class_name else task.classes:
                     store.drop(self.system.name, name)
             fence = lease.fence(f"train-{task.system}-{task.class_id}")
-            train_class(replace(task.with_texts(self.dataset), fence=fence))
+            try:
+                train_class(replace(task.with_texts(self.dataset), fence=fence))
+            except torch.OutOfMemoryError as error:
+                raise ResourceError.of(
+                    f"training of {task.title} does not fit into the GPU",
+                    found=str(error).splitlines()[0],
+                    remedy="a smaller batch_size, lora_rank=8, or `gencls run`, which plans memory",
+                ) from None
 
     def _task(self, number: int, name: str) -> TrainingTask | None:
         """Say what is to be trained for a class; None where that is committed."""
