@@ -207,12 +207,16 @@ def folds_of(codes_N: IntArray, seed: int = 0) -> Iterator[BoolArray]:
             yield judged_N
 
 
-Fit = Callable[[LikelihoodMatrix, Mapping[str, float]], Calibration | None]
+Fit = Callable[[LikelihoodMatrix, Mapping[str, float]], Calibration | Pool | None]
 """A way to fit a calibration, such as `fit_calibration`."""
 
 
 def cross_fitted(
-    matrix: LikelihoodMatrix, seed: int = 0, *, fit: Fit = fit_calibration
+    matrix: LikelihoodMatrix,
+    seed: int = 0,
+    *,
+    fit: Fit = fit_calibration,
+    prior: Mapping[str, float] | None = None,
 ) -> FloatArray:
     """Give log P(class | text) of each labelled text in nats, [N, C], calibrated without it.
 
@@ -220,15 +224,17 @@ def cross_fitted(
         matrix: scores of held-out texts.
         seed: of the parts that the texts are cut into.
         fit: how a calibration is fitted.
+        prior: the prior of the posteriors; default: how often the classes occur among the texts
+            that the calibration is fitted on.
     """
     rows_N = np.flatnonzero(matrix.label_codes >= 0)
     log_posterior_NC = np.empty((len(rows_N), len(matrix.classes)))
     for judged_N in folds_of(matrix.label_codes[rows_N], seed):
         others, these = matrix.take(rows_N[~judged_N]), matrix.take(rows_N[judged_N])
-        prior = label_prior(others)
+        among = label_prior(others)
         # Without a label of a second class among the others, what is expected before any is seen.
-        fitted = fit(others, prior) or expected_calibration(others)
-        log_posterior_NC[judged_N] = posterior_of(these, prior, fitted)
+        fitted = fit(others, among) or expected_calibration(others)
+        log_posterior_NC[judged_N] = posterior_of(these, prior or among, fitted)
     return log_posterior_NC
 
 

@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from gencls_core.remote_path import Location, as_location
-from jobs.options import LocationType, SectionedCommand, given_values, section_options
+from jobs.options import (
+    LocationType,
+    SectionedCommand,
+    given_values,
+    reject_options,
+    section_options,
+)
 from jobs.run import QUICK_TEST, resolve_fp16
 
 __all__ = ["classify_command", "evaluate_command"]
@@ -88,6 +94,7 @@ TOKENS_PER_TEXT = 512
     type=click.Path(path_type=Path, dir_okay=False),
     help="CSV (label,decided,cost): also decide by the lowest expected cost.",
 )
+@reject_options
 @section_options(
     "data",
     leave_out=(
@@ -102,7 +109,14 @@ TOKENS_PER_TEXT = 512
 )
 @section_options("scoring", "posterior", "compute")
 def classify_command(
-    model_dir: Location, texts: Path, output: Path, costs: Path | None, **flags: Any
+    model_dir: Location,
+    texts: Path,
+    output: Path,
+    costs: Path | None,
+    reject: str | None,
+    coverage: float | None,
+    error_rate: float | None,
+    **flags: Any,
 ) -> None:
     """Label new texts with trained class models.
 
@@ -110,6 +124,7 @@ def classify_command(
 
     \b
       gencls classify --model-dir results new_texts.jsonl --output predictions.parquet
+      gencls classify --model-dir results new_texts.jsonl --reject posterior --coverage 0.9
     """
     from gencls_core.config import DataConfig
     from gencls_core.config_parsing import parse_section
@@ -129,9 +144,11 @@ def classify_command(
     from gencls_core.cost_matrix import read_costs
     from gencls_core.events import StageFinished
     from gencls_core.report.predictions import predict
+    from gencls_core.report.rejections import Wanted
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
 
+    wanted = Wanted.of(reject, coverage, error_rate)
     by_costs = None
     if costs is not None:
         by_costs = read_costs(costs, RunDirectory(model_dir).manifest()["classes"])
@@ -142,6 +159,7 @@ def classify_command(
         run,
         output,
         costs=by_costs,
+        reject=wanted,
         prior=flags["prior"],
         ensemble=flags["ensemble"],
         models_of=RunDirectory(model_dir),

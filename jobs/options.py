@@ -204,6 +204,31 @@ def _shown(default: Any) -> str:
     return str(default).replace("\n", r"\n")
 
 
+def reject_options(command: Any) -> Any:
+    """Add the options that leave unsure texts without an answer."""
+    for option in (
+        click.option(
+            "--error-rate",
+            type=float,
+            help="Refuse until no more than this part of the answers is wrong, as far as held-out "
+            "texts can promise it.",
+        ),
+        click.option(
+            "--coverage",
+            type=float,
+            help="Part of the texts to answer, above 0 up to 1.  [default: 0.9]",
+        ),
+        click.option(
+            "--reject",
+            type=click.Choice(["posterior"]),
+            help="Leave texts without an answer: `posterior`, where the answer is not sure. The "
+            "threshold is chosen on held-out texts.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def given_values(flags: dict[str, Any]) -> dict[str, Any]:
     """Sort the flags that were given into sections, as a run file has them."""
     values: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gencls_core.remote_path import Location
-from jobs.options import LocationType
+from jobs.options import LocationType, reject_options
 
 __all__ = ["report_command"]
 
@@ -30,12 +30,16 @@ __all__ = ["report_command"]
     type=click.Choice(["none", "auto", "tfidf", "nbsvm", "discriminative"]),
     help="Which scored system stands beside the likelihoods; default: the run's.",
 )
+@reject_options
 def report_command(
     run: Location,
     prior: str | None,
     prior_from: str | None,
     costs: Path | None,
     ensemble: str | None,
+    reject: str | None,
+    coverage: float | None,
+    error_rate: float | None,
 ) -> None:
     """Rebuild a run's report from its Parquet scores alone; no text is scored again.
 
@@ -45,13 +49,18 @@ def report_command(
       gencls report runs/agnews --prior-from unlabelled
       gencls report runs/agnews --costs costs.csv
       gencls report runs/agnews --ensemble none
+      gencls report runs/agnews --reject posterior --coverage 0.9
     """
     from gencls_core.report.build import build_report
+    from gencls_core.report.rejections import Wanted
     from gencls_core.run import RunDirectory
     from jobs.summary import print_summary
 
     if prior and prior_from:
         raise click.UsageError("give --prior or --prior-from, not both: each is the whole prior")
+    wanted = Wanted.of(reject, coverage, error_rate)
     directory = RunDirectory(run)
-    build_report(directory, prior=prior_from or prior, ensemble=ensemble, costs=costs)
+    build_report(
+        directory, prior=prior_from or prior, ensemble=ensemble, costs=costs, reject=wanted
+    )
     print_summary(directory.report_path)

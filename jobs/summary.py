@@ -64,6 +64,11 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
         from gencls_core.report.words import decisions
 
         console.print(decisions(DecisionReport.model_validate(made)), markup=False)
+    if (refused := report.get("rejection")) is not None:
+        from gencls_core.report.schema_rejection import RejectionReport
+        from gencls_core.report.words import rejection
+
+        console.print(rejection(RejectionReport.model_validate(refused)), markup=False)
     console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
 

@@ -96,6 +96,7 @@ def test_predictions(run: RunDirectory) -> None:
         "num_windows",
         "decided",
         "expected_cost",
+        "reason",
     ]
     rows = table.to_pylist()
     report = Report.model_validate_json(read(run, "report.json"))

@@ -6,7 +6,7 @@ else: a report can be rebuilt anywhere the run directory can be read, without to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,25 +17,24 @@ import numpy as np
 from gencls_core.calibration import Pool
 from gencls_core.cost_matrix import read_costs
 from gencls_core.datasets.dataset import Dataset
-from gencls_core.errors import DataError, StoreError
-from gencls_core.metrics import Metrics, evaluate, perplexities, wilson_interval
+from gencls_core.errors import DataError
+from gencls_core.metrics import Metrics, evaluate, perplexities
 from gencls_core.posterior import (
-    LikelihoodMatrix,
     log_posterior,
     posterior_of,
-    read_likelihoods,
 )
+from gencls_core.report.baselines import baselines_of
 from gencls_core.report.costs import tasks_of, timing_of, training_of
 from gencls_core.report.decisions import decision_report
 from gencls_core.report.details import details_of
 from gencls_core.report.fitting import CalibrationFit
 from gencls_core.report.html import render_html
-from gencls_core.report.inference import Inference, infer, origin_of, prior_counts
+from gencls_core.report.inference import Inference, infer, origin_of
 from gencls_core.report.markdown import render_markdown
 from gencls_core.report.predictions import write_predictions
+from gencls_core.report.rejections import Rejecter, Wanted, selective_report
 from gencls_core.report.schema import (
     MEMBERS,
-    BaselineReport,
     Both,
     CalibrationReport,
     ClassReport,
@@ -67,18 +66,21 @@ def build_report(
     system: str | None = None,
     models_of: RunDirectory | None = None,
     costs: Path | None = None,
+    reject: Wanted | None = None,
 ) -> Report:
     """Evaluate the test scores of a run and write predictions.parquet and report.{json,md,html}.
 
     Arguments are those of `gencls_core.report.inference.infer`, and `costs`, a file of
-    `gencls_core.cost_matrix.read_costs`: what is decided by it is shown beside. Built twice from
-    the same files, everything but the time of writing is the same byte for byte.
+    `gencls_core.cost_matrix.read_costs`: what is decided by it is shown beside. What is to be
+    refused (`reject`) is left without an answer in the predictions. Built twice from the same
+    files, everything but the time of writing is the same byte for byte.
 
     Raises:
         DataError: when no test text has a label; predictions can still be had with `infer` and
             `write_predictions`.
         StoreError: when scores are missing or contradict each other.
-        UsageError: when the prior cannot be obeyed, or the costs cannot be read.
+        UsageError: when the prior or what is to be refused cannot be obeyed, or the costs cannot
+            be read.
     """
     manifest = run.manifest()
     system = system or system_of(manifest)
@@ -93,10 +95,15 @@ def build_report(
             remedy="predict their classes instead: predictions need no labels",
         )
     origin = models_of or origin_of(run, manifest)
-    report = _report(run, origin, manifest, inference, dataset, system)
-    if of_decisions is not None:
-        report = report.model_copy(update={"decisions": decision_report(of_decisions, inference)})
-    write_predictions(inference, run.predictions_path, of_decisions)
+    rejecter = None if reject is None else Rejecter.of(run, inference, reject)
+    report = _report(run, origin, manifest, inference, dataset, system).model_copy(
+        update={
+            "decisions": of_decisions and decision_report(of_decisions, inference),
+            "selective": selective_report(inference, rejecter),
+            "rejection": rejecter and rejecter.report(inference),
+        }
+    )
+    write_predictions(inference, run.predictions_path, of_decisions, rejecter)
     write_json(run.report_path / "report.json", report.model_dump(mode="json"))
     _publish(run, "report.md", render_markdown(report))
     texts = shown_texts(run, inference, dataset)
@@ -133,7 +140,7 @@ def _report(
     models = origin if system == system_of(manifest) else None
     tasks = tasks_of(matrix.classes, records, models, system)
     shared = None if models is None else training_of(models, system)
-    baselines, baseline_notes = _baselines(run, origin, manifest, inference, system)
+    baselines, baseline_notes = baselines_of(run, origin, manifest, inference, system)
     selection = None if models is None else origin.manifest().get("selection")
     notes = [*manifest.get("notes", []), *inference.notes, *baseline_notes]
     notes.extend(_notes_on_classes(plain, inference))
@@ -271,77 +278,6 @@ def _likelihood_check(inference: Inference) -> LikelihoodCheck | None:
         max_abs_difference=float(difference_NC.max()),
         mean_abs_difference=float(difference_NC.mean()),
         argmax_disagreements=int((by_loss_N != exact_N).sum()),
-    )
-
-
-def _baselines(
-    run: RunDirectory,
-    origin: RunDirectory,
-    manifest: dict[str, Any],
-    inference: Inference,
-    system: str,
-) -> tuple[dict[str, BaselineReport], list[str]]:
-    matrix = inference.matrix
-    found: dict[str, BaselineReport] = {}
-    notes = []
-    for name in run.scores.systems():
-        if name == system:
-            continue
-        try:
-            other = read_likelihoods(run.scores, name, matrix.classes)
-        except StoreError as error:
-            # An unfinished comparison must not take the finished result away.
-            notes.append(f"The baseline {name} is left out: {str(error).splitlines()[0]}.")
-            continue
-        if not (other.label_codes >= 0).any():
-            notes.append(f"The baseline {name} is left out: it scored no labelled text.")
-            continue
-        found[name] = _as_baseline(
-            evaluate(posterior_of(other, inference.prior), other.label_codes, matrix.classes)
-        )
-        if (other_settings := _other_settings(manifest, system, name)) is not None:
-            notes.append(f"The baseline {name} was made with other settings: {other_settings}.")
-        if not other.example_ids.equals(matrix.example_ids):
-            notes.append(f"The baseline {name} was not scored on the same texts in the same order.")
-    found.setdefault("majority", _majority(matrix, prior_counts(run, origin)))
-    return found, notes
-
-
-def _other_settings(manifest: dict[str, Any], system: str, other: str) -> str | None:
-    """Say in which settings of model and training another system of the run differs."""
-    settings = manifest.get("settings", {})
-    if system not in settings or other not in settings:
-        return None
-    differing = [
-        f"{name} {value}"
-        for section in ("model", "sequence", "training")
-        for name, value in settings[other].get(section, {}).items()
-        if settings[system].get(section, {}).get(name, value) != value
-    ]
-    return ", ".join(differing) or None
-
-
-def _majority(matrix: LikelihoodMatrix, prior_counts: Mapping[str, int]) -> BaselineReport:
-    """Label every text with the largest class of the train split."""
-    largest = max(matrix.classes, key=lambda name: prior_counts.get(name, 0))
-    count = int((matrix.label_codes >= 0).sum())
-    correct = int((matrix.label_codes == matrix.classes.index(largest)).sum())
-    # All other classes have an F1 of 0.
-    macro_f1 = 2 * correct / (count + correct) / len(matrix.classes)
-    return BaselineReport(
-        accuracy=correct / count,
-        accuracy_ci95=wilson_interval(correct, count),
-        macro_f1=macro_f1,
-        num_examples=count,
-    )
-
-
-def _as_baseline(metrics: Metrics) -> BaselineReport:
-    return BaselineReport(
-        accuracy=metrics.accuracy,
-        accuracy_ci95=metrics.accuracy_ci95,
-        macro_f1=metrics.macro_f1,
-        num_examples=metrics.num_labelled,
     )
 
 

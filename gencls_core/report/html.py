@@ -65,6 +65,7 @@ def render_html(report: Report, details: Details, texts: Texts) -> str:
         accuracy_svg=plots.accuracy_plot(report),
         reliability_svg=plots.reliability_plot(report),
         ratio_svg=plots.ratio_plot(details, likelihood=report.quantity != "log_posterior"),
+        risk_svg=plots.risk_plot(report),
         median_ratio=words.nats(float(np.median(details.ratios))),
         curves=curves,
         curves_left_out=max(0, trained - len(curves)) if curves else 0,

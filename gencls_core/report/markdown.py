@@ -27,6 +27,11 @@ def render_markdown(report: Report) -> str:
         _confusion(report),
         "## Cost",
         _costs(report),
+        *(
+            []
+            if report.selective is None
+            else ["## Confidence", words.confidence(report.selective)]
+        ),
         *_selection(report),
         "## Data and settings",
         _settings(report),
@@ -109,6 +114,11 @@ def _costs(report: Report) -> str:
     ]
     head = ["class", "training", "tokens/s", "memory", "GPU memory", "scoring", "scoring memory"]
     return table(head, rows)
+
+
+def _confidence(report: Report) -> list[str]:
+    found = report.selective
+    return [] if found is None else ["## Confidence", words.confidence(found)]
 
 
 def _selection(report: Report) -> list[str]:

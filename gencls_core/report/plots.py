@@ -28,6 +28,7 @@ __all__ = [
     "interval_plot",
     "ratio_plot",
     "reliability_plot",
+    "risk_plot",
     "training_plots",
 ]
 
@@ -139,6 +140,32 @@ def reliability_plot(report: Report) -> str:
         eces += f", {words.number(report.ece.calibrated)} calibrated"
     label = f"Reliability diagram. Expected calibration error: {eces}."
     return draw("reliability", label, _WIDE, plot)
+
+
+def risk_plot(report: Report) -> str | None:
+    """Draw how many answers are wrong where only the surest are given; None without a curve."""
+    found, made = report.selective, report.rejection
+    if found is None:
+        return None
+    coverages = np.array([point.coverage for point in found.curve])
+    risks = [point.risk for point in found.curve]
+    right = 1 - risks[-1]
+    best = np.maximum(coverages - right, 0) / coverages
+
+    def plot(figure: Figure, axes: Axes) -> None:
+        axes.plot(coverages, best, ":", color=MUTED, linewidth=1.2)
+        axes.plot(coverages, risks, color=RIGHT)
+        if made is not None and made.risk is not None:
+            axes.plot([made.coverage], [made.risk], "X", color=WRONG, markersize=9, clip_on=False)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.15 * max(*risks, 0.01))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axes.set_xlabel("texts that are answered")
+        axes.set_ylabel("answers that are wrong")
+
+    label = f"Risk-coverage curve. {words.confidence(found)}"
+    return draw("risk", label, _WIDE, plot)
 
 
 def ratio_plot(details: Details, *, likelihood: bool) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -15,6 +16,7 @@ from gencls_core.cost_matrix import CostMatrix
 from gencls_core.errors import UsageError
 from gencls_core.remote_path import Location
 from gencls_core.report.inference import Inference, infer_by_range
+from gencls_core.report.rejections import Rejecter, Wanted
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray
 from gencls_core.storage import publish_file
@@ -44,30 +46,39 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("num_windows", pa.int64()),
         pa.field("decided", pa.string()),
         pa.field("expected_cost", pa.float64()),
+        pa.field("reason", pa.string()),
     ]
 )
 """`label` may be null; `answer` is `predicted`, or `calibrated_predicted` where the run stands by
 that (its recipe was judged, or an ensemble taken, by calibrated held-out texts); `probability` is
 that of the predicted class; `margin` the log-odds in nats between the best class and the second;
 the calibrated columns are null without calibration; `decided` is the class with the lowest
-`expected_cost` by the answer's posterior, and both are null where no costs were given."""
+`expected_cost` by the answer's posterior, and both are null where no costs were given. `reason`
+says why a text is not answered: then every column that would name a class for it is null, so that
+nobody takes one for an answer, and `errors` does not count it; probabilities and margin stay."""
 
 _GROUP_ROWS = 1 << 15
 """Rows of a Parquet row group, which are in memory as strings while they are written."""
 
 _REPEATED = [
     "label", "answer", "predicted", "calibrated_predicted", "num_tokens", "num_windows", "decided",
+    "reason",
 ]  # fmt: skip
 """Columns that a dictionary makes smaller. Of ids and probabilities it would hold every value:
 twice the time to write and to read, and a larger file."""
 
 
-def prediction_tables(inference: Inference, costs: CostMatrix | None = None) -> Iterator[pa.Table]:
+def prediction_tables(
+    inference: Inference, costs: CostMatrix | None = None, rejecter: Rejecter | None = None
+) -> Iterator[pa.Table]:
     """Give the predictions in PREDICTION_SCHEMA, one row per text in the order of the test split.
 
     They come in parts of at most _GROUP_ROWS rows.
     """
     matrix = inference.matrix
+    reasons = pa.nulls(len(matrix), pa.string())
+    if rejecter is not None:
+        reasons = rejecter.reasons(inference)
     names = pa.array(matrix.classes, pa.string())
     labels = matrix.labels
     for start in range(0, len(matrix), _GROUP_ROWS):
@@ -104,17 +115,35 @@ def prediction_tables(inference: Inference, costs: CostMatrix | None = None) -> 
             pa.array(matrix.truncated[part]),
             pa.array(matrix.num_windows[part]),
             *by_cost,
+            reasons.slice(start, _GROUP_ROWS),
         ]
-        yield pa.table(columns, schema=PREDICTION_SCHEMA)
+        yield _unanswered(pa.table(columns, schema=PREDICTION_SCHEMA))
 
 
-def write_predictions(inference: Inference, path: Location, costs: CostMatrix | None = None) -> int:
+def _unanswered(table: pa.Table) -> pa.Table:
+    """Take every class away from the texts that there is a reason not to answer."""
+    refused = pc.is_valid(table["reason"])
+    if not pc.any(refused, min_count=0).as_py():
+        return table
+    for name in ("answer", "predicted", "calibrated_predicted", "decided", "expected_cost"):
+        number = table.schema.get_field_index(name)
+        kept = pc.if_else(refused, pa.scalar(None, table.schema.field(name).type), table[name])
+        table = table.set_column(number, table.schema.field(name), kept)
+    return table
+
+
+def write_predictions(
+    inference: Inference,
+    path: Location,
+    costs: CostMatrix | None = None,
+    rejecter: Rejecter | None = None,
+) -> int:
     """Publish the predictions as Parquet, CSV or JSONL, by the suffix of `path`; give the rows.
 
     Raises:
         UsageError: for another suffix.
     """
-    return _publish(prediction_tables(inference, costs), path)
+    return _publish(prediction_tables(inference, costs, rejecter), path)
 
 
 def predict(
@@ -126,22 +155,30 @@ def predict(
     system: str | None = None,
     models_of: RunDirectory | None = None,
     costs: CostMatrix | None = None,
+    reject: Wanted | None = None,
 ) -> int:
     """Publish the predictions of a run's scores, however many: a shard at a time in memory.
 
-    Arguments are those of `gencls_core.report.inference.infer`; the rows are those that
-    `write_predictions` writes.
+    Arguments are those of `gencls_core.report.inference.infer` and `build_report`; the rows are
+    those that `write_predictions` writes.
 
     Raises:
-        UsageError: for another suffix, or when the prior cannot be obeyed.
+        UsageError: for another suffix, or when the prior or `reject` cannot be obeyed.
         StoreError: when scores are missing or contradict each other.
     """
     _check_suffix(path)
     inferences = infer_by_range(
         run, prior=prior, ensemble=ensemble, system=system, models_of=models_of
     )
-    tables = (table for inference in inferences for table in prediction_tables(inference, costs))
-    return _publish(tables, path)
+
+    def tables() -> Iterator[pa.Table]:
+        rejecter = None
+        for inference in inferences:
+            if reject is not None and rejecter is None:
+                rejecter = Rejecter.of(run, inference, reject)
+            yield from prediction_tables(inference, costs, rejecter)
+
+    return _publish(tables(), path)
 
 
 def _publish(tables: Iterable[pa.Table], path: Location) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
+from gencls_core.report.schema_rejection import RejectionReport, SelectiveReport
 from gencls_core.report_part import ReportPart
 from gencls_core.selection_report import SelectionReport
 
@@ -304,6 +305,16 @@ class Report(ReportPart):
     calibration: CalibrationReport | None = Field(description="Null: `notes` says why.")
     decisions: DecisionReport | None = Field(
         None, description="By costs of mistakes; null where none were given."
+    )
+    selective: SelectiveReport | None = Field(
+        None,
+        description="How well confidence tells right answers from wrong ones: that of `rejection`, "
+        "else of the answer's posterior; null for fewer than 20 labelled texts.",
+    )
+    rejection: RejectionReport | None = Field(
+        None,
+        description="Texts that are not answered; null where none were to be refused. All other "
+        "figures are of all texts.",
     )
     perplexity: dict[str, PerplexityReport | None] = Field(
         description="Per class; null without test texts, or where scores are no likelihoods."

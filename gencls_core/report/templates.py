@@ -32,6 +32,7 @@ def template(package: str, name: str) -> jinja2.Template:
     environment.filters.update(
         above=words.above,
         choice=words.choice,
+        confidence=words.confidence,
         ensemble=words.ensemble,
         percent=words.percent,
         count=words.count,
@@ -41,6 +42,7 @@ def template(package: str, name: str) -> jinja2.Template:
         perplexity=words.perplexity,
         duration=words.duration,
         memory=words.memory,
+        rejection=words.rejection,
         system_title=system_title,
     )
     return environment.get_template(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gencls_core import durations
 from gencls_core.report.schema import DecisionReport, PriorReport, Report
+from gencls_core.report.schema_rejection import RejectionReport, SelectiveReport
 from gencls_core.selection_report import SelectionReport
 from gencls_core.systems.names import system_title
 
@@ -11,6 +12,7 @@ __all__ = [
     "above",
     "accuracy_sentence",
     "choice",
+    "confidence",
     "cost",
     "count",
     "decisions",
@@ -22,6 +24,7 @@ __all__ = [
     "percent",
     "perplexity",
     "prior",
+    "rejection",
     "signed",
 ]
 
@@ -181,6 +184,8 @@ def headline(report: Report) -> list[str]:
         sentences.append(f"{label}: {figures}.")
     if report.decisions is not None:
         sentences.append(decisions(report.decisions))
+    if report.rejection is not None:
+        sentences.append(rejection(report.rejection))
     return sentences
 
 
@@ -196,6 +201,53 @@ def decisions(made: DecisionReport) -> str:
         f"likeliest class would cost {cost(made.mean_cost_of_likeliest)}, {cost(saved)} more"
         f"{interval}. The posterior expected "
         f"{cost(made.expected_cost)}. {percent(made.accuracy)} are decided correctly."
+    )
+
+
+def rejection(made: RejectionReport) -> str:
+    """Say which part of the texts is answered, how well, and what the threshold promises."""
+    wrong = "."
+    if made.risk is not None and made.risk_ci95 is not None:
+        wrong = (
+            f", {accuracy_sentence(made.risk, made.risk_ci95)} of them wrongly; of all, it would "
+            f"be {percent(made.risk_of_all)}."
+        )
+    low, high = made.expected_coverage_ci95
+    texts = f"{count(made.held_out)} held-out texts"
+    if made.promised is None:
+        chosen = (
+            f"The threshold was chosen on {texts} for a coverage of "
+            f"{percent(made.wanted_coverage)}; for texts like them it lies between "
+            f"{percent(low)} and {percent(high)}, with a probability of 95{NBSP}%."
+        )
+    elif made.promised:
+        chosen = (
+            f"The threshold was chosen on {texts}, which show for texts like them that no more "
+            f"than {percent(made.wanted_error_rate)} of the answers are wrong, with a probability "
+            f"of 95{NBSP}%."
+        )
+    else:
+        chosen = (
+            f"An error rate of {percent(made.wanted_error_rate)} cannot be promised: of {texts}, "
+            f"{count(made.held_out_answered)} are above the threshold and "
+            f"{count(made.held_out_mistakes)} of them wrong, by which it may be up to "
+            f"{percent(made.risk_bound)}; at least {count(made.held_out_needed)} are needed, all "
+            "answered rightly. The threshold is a guess."
+        )
+    return f"With --reject {made.method}, {percent(made.coverage)} are answered{wrong} {chosen}"
+
+
+def confidence(found: SelectiveReport) -> str:
+    """Say how well confidence tells right answers from wrong ones."""
+    surer = (
+        "All answers are right, or all wrong."
+        if found.auroc is None
+        else f"A right answer is surer than a wrong one with a probability of "
+        f"{percent(found.auroc)} (AUROC)."
+    )
+    return (
+        f"{surer} The area under the risk-coverage curve is {number(found.aurc)}, and would be "
+        f"{number(found.aurc_best)} if every right answer were surer than every wrong one."
     )
 
 
