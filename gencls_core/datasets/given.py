@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from gencls_core.datasets.source import Example, Source
 from gencls_core.datasets.writing import row_frame
@@ -16,7 +15,7 @@ __all__ = ["Given"]
 class Given(Source):
     """Texts and their classes in memory; none becomes a test text."""
 
-    splits: tuple[Literal["train"], ...] = ("train",)
+    splits: tuple[str, ...] = ("train",)
     untested = True
 
     def __init__(self, texts: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> None:
