@@ -27,7 +27,7 @@ __all__ = ["Check", "Finding", "State", "examine", "failure", "without_secrets"]
 State = Literal["ok", "warning", "problem"]
 
 _END_SECONDS = 5.0
-"""For a process that has said everything to end."""
+"""For a process to end, that has said everything or was killed."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _exit(code: int) -> str:
 
 def _end(process: multiprocessing.process.BaseProcess) -> None:
     process.kill()
-    process.join()
+    # One that the system itself holds ends when that lets go of it.
+    process.join(_END_SECONDS)
 
 
 def _find(check: Check, sender: Connection) -> None:
