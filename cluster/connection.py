@@ -97,6 +97,15 @@ def ray_session(budget: Budget | None, address: str | None = None) -> Iterator[N
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(error, address) from error
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise ResourceError.of(
+            "Ray cannot be started: the paths of its sockets would be too long",
+            found=str(error).rpartition(": ")[2],
+            expected="a path that the system takes for a socket, of 107 bytes on Linux",
+            remedy="export RAY_TMPDIR=/tmp, or another short path",
+        ) from error
     if threading.current_thread() is threading.main_thread():
         # Ray puts its own handler in the place of the caller's.
         signal.signal(signal.SIGTERM, on_sigterm)

@@ -12,9 +12,10 @@ from cluster.errors import AddressConflictError, UnauthorisedError, UnreachableE
 from cluster.job_client import JobClient
 from gencls_core.errors import UsageError
 
-__all__ = ["Target", "find_target"]
+__all__ = ["VARIABLE", "Target", "find_target"]
 
 VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Names the dashboard where no flag does."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster.stopping import stop_on_signals
+from jobs.completion import COMPLETE_VARIABLE
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -43,6 +47,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("jobs.jobs", "Print what a job has said, or follow it."),
     "cancel": ("jobs.jobs", "Stop a job, and wait until its CPUs and GPUs are free."),
     "cluster": ("jobs.cluster", "Bring a Ray cluster for development up and down on this machine."),
+    "doctor": ("jobs.doctor", "Check that this machine can work, and say what would mend it."),
+    "completion": ("jobs.completion", "Print the script for completion in bash, zsh or fish."),
 }
 """Name → module that holds the command `<name>_command`, and its one-line help."""
 
@@ -64,10 +70,21 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Name the commands from the list: click's own way would import all that match."""
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS:
+        if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             import difflib
 
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -105,7 +122,7 @@ def main() -> None:
     `cluster.errors`."""
     stop_on_signals()
     try:
-        code: Any = cli.main(_arguments(), standalone_mode=False)
+        code: Any = cli.main(_arguments(), complete_var=COMPLETE_VARIABLE, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         _fail("stopped; run the same command again to go on", 130)

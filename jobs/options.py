@@ -7,13 +7,16 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
 from gencls_core.config import SECTIONS, Place, RunConfig
 from gencls_core.config_parsing import load_run_config, parse_run_config
 from gencls_core.remote_path import as_location
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = [
     "LocationType",
@@ -82,6 +85,8 @@ def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]
     kind, is_flag = (repeated.type, False) if repeated else _click_type(field.annotation)
     if name in _PROMPTS:
         kind = _Prompt()
+    if name in _PATHS_OR_NAMES:
+        kind = _PathOrName()
     settings: dict[str, Any]
     if is_flag:
         names, settings = [f"{flag}/--no-{flag[2:]}", name], {}
@@ -127,6 +132,26 @@ class LocationType(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         return as_location(value)
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete folders; what lies in an object store it cannot know."""
+        return _completed_by_shell("dir", incomplete)
+
+
+class _PathOrName(click.ParamType):  # type: ignore[type-arg]
+    """A file or folder, or a name that gencls or the hub knows."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete paths."""
+        return _completed_by_shell("file", incomplete)
+
+
+def _completed_by_shell(kind: str, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type=kind)]
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]
@@ -192,6 +217,9 @@ _REPEATED = {
 
 _PROMPTS = ("prefix",)
 """Fields that are a prompt."""
+
+_PATHS_OR_NAMES = ("data", "model", "masked_model", "setfit_model")
+"""Fields that are a path, or something else's name."""
 
 _NOTHING: tuple[Any, ...] = (None, (), {})
 """What an option is when it was not given."""
