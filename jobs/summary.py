@@ -83,7 +83,7 @@ def print_class_change(change: ClassChange, seconds: float, console: Console | N
 
     console = console or Console(highlight=False)
     table = Table(header_style="bold")
-    table.add_column(f"with {change.name}", overflow="fold")
+    table.add_column(f"with {escape(change.name)}", overflow="fold")
     for name in ("before", "after"):
         table.add_column(name, justify="right")
     before, after = (
