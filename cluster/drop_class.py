@@ -27,23 +27,28 @@ from gencls_core.systems.names import system_title
 __all__ = ["drop_class"]
 
 
-def drop_class(model_dir: Location, name: str, changes: dict[str, Any]) -> Iterator[Event]:
+def drop_class(
+    model_dir: Location, name: str, changes: dict[str, Any], *, baseline: bool = True
+) -> Iterator[Event]:
     """Take a class out of a run; the last event's message is the report's folder.
 
     Args:
         model_dir: the run.
         name: the class.
         changes: settings that differ from the run's: `posterior`.
+        baseline: whether bags of words learn the classes that are left, which takes the most time.
 
     Raises:
         UsageError: when the class is not there, or too little would be left.
         StoreError: when the run is not finished.
     """
     run = RunDirectory(model_dir.absolute())
-    yield from logged(run, lambda: _stages(run, name, changes))
+    yield from logged(run, lambda: _stages(run, name, changes, baseline))
 
 
-def _stages(run: RunDirectory, name: str, changes: dict[str, Any]) -> Iterator[Event]:
+def _stages(
+    run: RunDirectory, name: str, changes: dict[str, Any], baseline: bool
+) -> Iterator[Event]:
     began = time.perf_counter()
     yield StageStarted("drop", f"taking {name} out")
     run.manifest()
@@ -56,7 +61,9 @@ def _stages(run: RunDirectory, name: str, changes: dict[str, Any]) -> Iterator[E
             lease.check()
             finish_change(run)
         yield StageFinished("drop", f"{name} is out", time.perf_counter() - began)
-        yield from _report(run, lease)
+        if not baseline:
+            yield Note("bags of words are left out: the command that made the run learns them anew")
+        yield from _report(run, lease, baseline)
 
 
 def _decide(
@@ -107,8 +114,8 @@ def _decide(
     return sorted(there - {main, *LIGHT})
 
 
-def _report(run: RunDirectory, lease: Lease) -> Iterator[Event]:
-    """Let bags of words learn the classes that are left, and report."""
+def _report(run: RunDirectory, lease: Lease, baseline: bool) -> Iterator[Event]:
+    """With `baseline`, let bags of words learn the classes that are left, and report."""
     manifest, dataset = run.manifest(), run.dataset()
     config = RunConfig.model_validate(manifest["config"])
     selection = manifest.get("selection") or {}
@@ -119,7 +126,8 @@ def _report(run: RunDirectory, lease: Lease) -> Iterator[Event]:
         held_out=dataset.held_out,
         texts=dataset.split("train").rows,
     )
-    yield from light_stage(config, dataset, run, beside, lease)
+    if baseline:
+        yield from light_stage(config, dataset, run, beside, lease)
     lease.check()
     yield from report_stage(config, run, None)
     values = {key: value for key, value in manifest.items() if key != "dropping"}

@@ -75,16 +75,23 @@ def add_class_command(
 @click.argument("run", type=LocationType())
 @NAME
 @PRIOR
-def drop_class_command(run: Location, name: str, prior: str | None) -> None:
+@click.option(
+    "--baseline/--no-baseline",
+    default=True,
+    help="Let bags of words learn the classes that are left; all else takes no time.",
+)
+def drop_class_command(run: Location, name: str, prior: str | None, baseline: bool) -> None:
     """Take a class out of a run: its model, its scores and its texts; nothing is scored again.
 
     \b
       gencls drop-class runs/agnews --name Weather
+      gencls drop-class runs/agnews --name Weather --no-baseline
     """
     from cluster.drop_class import drop_class
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
     from jobs.summary import print_summary
 
-    draw(drop_class(run, name, {"posterior": {"prior": prior}} if prior else {}))
+    changes = {"posterior": {"prior": prior}} if prior else {}
+    draw(drop_class(run, name, changes, baseline=baseline))
     print_summary(RunDirectory(run).report_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from gencls_core.config import DataConfig
 from gencls_core.datasets.growth import NewClass
 from gencls_core.errors import DataError, GenclsError, StoreError, UsageError
 from gencls_core.events import ClassReused, ClassTrained, Event, Note, ShardCommitted
+from gencls_core.ownership import OwnershipError, own
 from gencls_core.query import run_query
 from gencls_core.report import build_report
 from gencls_core.report.class_change import class_change
@@ -399,7 +402,7 @@ def new_asked(folder: Path) -> NewClass:
     return NewClass(NEW, DataConfig(data=str(folder / "new.jsonl")))
 
 
-def test_a_run_that_cannot_take_a_class_is_refused(made, run, larger, tmp_path):
+def test_a_run_that_cannot_take_a_class_is_refused(made, run, tmp_path):
     manifest = run.manifest()
     run.write_manifest({**manifest, "status": "stopped"})
     assert "status stopped" in refused(run, add_class(run.path, asked(made), {}), StoreError)
@@ -419,6 +422,26 @@ def test_a_class_that_cannot_go_is_refused(run):
     assert "no such class" in refused(run, drop_class(run.path, "nobody", {}), UsageError)
     list(drop_class(run.path, CLASSES[0], {}))
     assert "two classes" in refused(run, drop_class(run.path, CLASSES[1], {}), UsageError)
+
+
+def test_one_process_at_a_time_has_the_run(made, run):
+    with own(run.path, "a test"):
+        for action in (add_class(run.path, asked(made), {}), drop_class(run.path, "01", {})):
+            with pytest.raises(OwnershipError):
+                list(action)
+    assert run.manifest()["classes"] == list(CLASSES)
+
+
+def test_dropping_loads_neither_torch_nor_ray(larger):
+    code = (
+        "import sys; from pathlib import Path; from cluster.drop_class import drop_class; "
+        f"list(drop_class(Path({str(larger.path)!r}), {NEW!r}, {{}}, baseline=False)); "
+        "print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+    assert read_json(larger.report_path / "report.json")["baselines"].keys() == {"majority"}
+    assert larger.manifest()["classes"] == list(CLASSES)
 
 
 def test_a_prior_of_the_old_classes_must_be_said_anew(made, run):
