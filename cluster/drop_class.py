@@ -14,9 +14,9 @@ from cluster.run_folder import owned
 from cluster.stages import light_stage, report_stage
 from gencls_core.config import RunConfig
 from gencls_core.datasets.shrinking import shrunk
-from gencls_core.dropping import Drop, finish_change
+from gencls_core.dropping import Drop, finish_change, tidy_dataset
 from gencls_core.ensemble import LIGHT, companions_of
-from gencls_core.errors import StoreError
+from gencls_core.errors import GenclsError, StoreError
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.posterior import UNLABELLED, resolve_prior
@@ -108,7 +108,11 @@ def _decide(
     if made := changed.get("selection"):
         known = {"parts": 0, "cut_into": 0, "part_models": {}, "fine_tune": False}
         changed["selection"] = {**made, **known}
-    Drop(run, name, before, after, changed).decide()
+    try:
+        Drop(run, name, before, after, changed).decide()
+    except GenclsError:
+        tidy_dataset(run)
+        raise
     main = system_of(manifest)
     there = {system for store in (run.scores, run.validation_scores) for system in store.systems()}
     return sorted(there - {main, *LIGHT})

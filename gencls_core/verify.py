@@ -47,6 +47,7 @@ from gencls_core.verify_scores import check_scores
 __all__ = ["Verification", "repair", "verify"]
 
 _TEMPORARY = re.compile(rf"{TEMPORARY_NAME.pattern}|\.shared-[0-9a-f]{{8}}|\.incoming-dataset")
+_ADDED = re.compile(r"(train|validation|test)-[0-9a-f]{16}\.parquet")
 _REPORT = ("report.json", "report.md", "report.html", "predictions.parquet")
 _OWN_FILES = ("run.json", "events.jsonl")
 _FOLDERS = (
@@ -275,6 +276,12 @@ def _dataset(run: RunDirectory) -> tuple[Dataset | None, list[Finding]]:
     except (ValueError, KeyError, TypeError) as error:
         return None, [Finding("torn", "dataset/dataset.json", f"unreadable: {error}", remove)]
     findings = []
+    named = {part.file for split in dataset.splits for part in dataset.parts(split)}  # type: ignore[arg-type]
+    for child in children(run.dataset_path):
+        if _ADDED.fullmatch(child.name) and child.name not in named:
+            place = f"dataset/{child.name}"
+            problem = "left by a class that came or went"
+            findings.append(Finding("orphan", place, problem, (place,)))
     for split, info in dataset.splits.items():
         place = f"dataset/{split}.parquet"
         rows, digest = 0, hashlib.sha256()

@@ -100,7 +100,7 @@ class KnownTexts:
             raise DataError.of(
                 f"the {split} texts are not those that were committed",
                 place=dataset.path,
-                remedy="`gencls verify` says more; the command that made the run mends it",
+                remedy="`gencls verify` says more",
             )
         return digest
 
@@ -185,7 +185,11 @@ def cut_texts(
         DataError: when there are too few.
     """
     number = len(dataset.classes)
-    validates = "validation" in dataset.splits and settings.validation_fraction > 0
+    fraction = settings.validation_fraction
+    # Some samples are too small to hold any text out of them.
+    validates = "validation" in dataset.splits and bool(
+        part_for_validation(settings.max_samples or 3, fraction)
+    )
 
     def chosen(mask: Mask, count: int, seed: int, purpose: int) -> Mask:
         # As the class of this number: another run with all classes would draw the same.
@@ -196,7 +200,7 @@ def cut_texts(
         """Give how many of `count` texts would train, be held out, test."""
         tests = 0 if held_back is not None else part_for_test(count, settings.test_fraction)
         train = min(count - tests, settings.max_samples or count)
-        held = part_for_validation(train, settings.validation_fraction) if validates else 0
+        held = part_for_validation(train, fraction) if validates else 0
         return train - held, held, tests
 
     def enough(count: int) -> bool:
@@ -238,7 +242,7 @@ def cut_texts(
         raise too_few()
     cut: dict[SplitName, tuple[NewTexts, Mask]] = {"train": (rows, train)}
     if validates:
-        count = part_for_validation(int(train.sum()), settings.validation_fraction)
+        count = part_for_validation(int(train.sum()), fraction)
         validation = chosen(train, count, settings.seed_of_sample, VALIDATION_CUT)
         cut = {"train": (rows, train & ~validation), "validation": (rows, validation)}
     return Cut({**cut, "test": (tested, tested_mask)}, learned)
