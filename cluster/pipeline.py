@@ -50,7 +50,7 @@ from gencls_core.run_manifest import manifest_of, previous_manifest
 from gencls_core.systems.names import system_title
 from gencls_core.trained_run import training_of
 
-__all__ = ["prepare", "run_all", "train_models"]
+__all__ = ["logged", "prepare", "run_all", "train_models", "work_off"]
 
 
 def prepare(
@@ -94,15 +94,15 @@ def prepare(
 
 def run_all(config: RunConfig) -> Iterator[Event]:
     """Train every class, score validation and test texts, and write the report."""
-    yield from _logged(config, lambda: _run(config, score=True))
+    yield from logged(RunDirectory(config.output_dir), lambda: _run(config, score=True))
 
 
 def train_models(config: RunConfig) -> Iterator[Event]:
     """Train the class models (or the one of `--class-id`), and stop there."""
-    yield from _logged(config, lambda: _run(config, score=False))
+    yield from logged(RunDirectory(config.output_dir), lambda: _run(config, score=False))
 
 
-def _logged(config: RunConfig, stages: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+def logged(run: RunDirectory, stages: Callable[[], Iterator[Event]]) -> Iterator[Event]:
     """Pass a pipeline's events on and keep them in the run's event log.
 
     The log begins when the data has been read: bad data leaves no run directory behind.
@@ -113,7 +113,7 @@ def _logged(config: RunConfig, stages: Callable[[], Iterator[Event]]) -> Iterato
         for event in stages():
             waiting.append(event)
             if log is None and isinstance(event, StageFinished):
-                log = stack.enter_context(EventLog(RunDirectory(config.output_dir).events_path))
+                log = stack.enter_context(EventLog(run.events_path))
             if log is not None:
                 for past in waiting:
                     log.append(past)
@@ -146,7 +146,7 @@ def _run(config: RunConfig, *, score: bool) -> Iterator[Event]:
         )
         for note in preparation.notes:
             yield Note(note)
-        yield from _work(preparation, place, lease, started, score=score)
+        yield from work_off(preparation, place, lease, started, score=score)
 
 
 def _enter(
@@ -161,7 +161,7 @@ def _enter(
     return lease, place, prepare(config, budget=place.budget, scores=score)
 
 
-def _work(
+def work_off(
     preparation: Preparation, place: Workplace, lease: Lease, started: float, *, score: bool
 ) -> Iterator[Event]:
     """Do what is missing, and keep `run.json` true whatever happens."""

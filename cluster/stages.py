@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "base_stage",
     "baseline_stage",
+    "light_stage",
     "report_stage",
     "score_here",
     "train_stage",
@@ -142,11 +143,18 @@ def baseline_stage(preparation: Preparation, lease: Lease) -> Iterator[Event]:
 
     The second system scores the held-out texts, too, by which it is weighted.
     """
+    yield from light_stage(
+        preparation.config, preparation.dataset, preparation.run, companions(preparation), lease
+    )
+
+
+def light_stage(
+    config: RunConfig, dataset: Dataset, run: RunDirectory, beside: Sequence[str], lease: Lease
+) -> Iterator[Event]:
+    """Do so with nothing prepared: the second systems of an ensemble are given."""
     from gencls_core.systems.commit import targets_of
     from gencls_core.systems.registry import LIGHT_SYSTEMS, light_system
 
-    config, dataset, run = preparation.config, preparation.dataset, preparation.run
-    beside = companions(preparation)
     wanted = dict.fromkeys([*([BASELINE] if config.baseline else []), *beside])
     for name in wanted:
         if name in LIGHT_SYSTEMS:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from cluster.capacity import Device
 from cluster.memory import Workload
 from gencls_core.config import RunConfig
-from gencls_core.datasets.dataset import Dataset
-from gencls_core.digests import shard_ranges
+from gencls_core.datasets.dataset import Dataset, SplitName
+from gencls_core.digests import shards_of
 from gencls_core.precision import Precision
 from gencls_core.prompts import prefixes_for, prompts_for
 from gencls_core.scoring_job import ModelSystem, names_classes
@@ -29,9 +29,10 @@ def workload_of(
     scores: bool,
 ) -> Workload:
     """Give what the plan depends on of the work that `config` asks for on `dataset`."""
-    scored = [info.rows for name, info in dataset.splits.items() if name != "train"]
+    splits: list[SplitName] = [name for name in ("validation", "test") if name in dataset.splits]
+    scored = [dataset.splits[name].rows for name in splits]
     train = dataset.splits.get("train")
-    shards = sum(len(shard_ranges(rows, config.scoring.shard_size)) for rows in scored)
+    shards = sum(len(shards_of(dataset, name, config.scoring.shard_size)) for name in splits)
     joint = system.objective == "joint"
     training = training_of(config, dataset, system)
     under = len(dataset.classes) if names_classes(system) else models

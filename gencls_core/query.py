@@ -164,9 +164,10 @@ def _add_examples(connection: duckdb.DuckDBPyConnection, run: RunDirectory) -> t
         return ()
     dataset = run.dataset()
     names = [name for name in ("train", "validation", "test") if name in dataset.splits]
-    paths = [dataset.path / f"{name}.parquet" for name in names]
+    files = [(name, path) for name in names for path in dataset.split_paths(name)]
     schema = EXAMPLE_SCHEMA.append(pa.field("split", pa.string()))
-    partitions = [ds.field("split") == name for name in names]
+    partitions = [ds.field("split") == name for name, _ in files]
+    paths = [path for _, path in files]
     connection.register("examples", _files(paths, schema, partitions))
     return dataset.classes
 

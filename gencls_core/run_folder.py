@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gencls_core.class_models import ClassModel
+from gencls_core.dropping import finish_change
 from gencls_core.errors import UsageError
 from gencls_core.ownership import Lease, OwnershipError, own
 from gencls_core.remote_path import RemotePath
@@ -24,7 +25,8 @@ __all__ = ["incoming_folder", "owned"]
 def owned(run: RunDirectory, what: str) -> Iterator[Lease]:
     """Own a run directory; one that was made for it and stayed empty is removed again.
 
-    What killed writers left is removed, of this run and of those before.
+    What killed writers left is removed, of this run and of those before; a class that one of them
+    was taking out is out.
 
     Raises:
         OwnershipError: when a living process owns it.
@@ -35,6 +37,7 @@ def owned(run: RunDirectory, what: str) -> Iterator[Lease]:
     try:
         with own(run.path, what) as lease:
             _collect(run)
+            finish_change(run)
             try:
                 yield lease
             finally:

@@ -86,6 +86,8 @@ def manifest_of(
     settings |= previous.get("settings", {})
     own = {found.system.name: found.config.model_dump(mode="json") for found in systems}
     manifest["settings"] = {**settings, **own}
+    if added := {n: of for n, of in previous.get("added", {}).items() if n in dataset.classes}:
+        manifest["added"] = added
     if preparation.selection is not None:
         manifest["selection"] = preparation.selection.model_dump(mode="json")
     return manifest

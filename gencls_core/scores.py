@@ -263,9 +263,10 @@ class ScoreStore:
         self.remove(gone)
         if isinstance(self.path, Path):
             for folder in {(self.path / name).parent for name in gone}:
-                # Plain tools would take an empty partition for a class.
+                # Plain tools would take an empty partition for a class, or for a system.
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+                    folder.parent.rmdir()
         return len(gone)
 
     def systems(self) -> list[str]:

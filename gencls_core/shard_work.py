@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gencls_core.datasets.dataset import Dataset, SplitName
-from gencls_core.digests import scoring_digests, shard_ranges
+from gencls_core.digests import shards_of, wanted_shards
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ShardKey
@@ -76,18 +76,14 @@ def shard_work(
             scored again.
     """
     store, system = run.scores_of(split), job.system.name
-    ranges = shard_ranges(dataset.split(split).rows, job.scoring.shard_size)
-    wanted = {
-        ShardKey(system, name, index, len(ranges)): digest
-        for name in job.classes
-        for index, digest in enumerate(scoring_digests(job, name, dataset, split, ranges))
-    }
+    shards = shards_of(dataset, split, job.scoring.shard_size)
+    wanted = wanted_shards(job, dataset, split)
     found = [r for r in store.records(system) if wanted.get(r.key) == r.digest]
     torn = tuple(record.key for record in store.torn(found if check else []))
     committed = frozenset(record.key for record in found).difference(torn)
     work = []
-    for index, (start, stop) in enumerate(ranges):
-        keys = [ShardKey(system, name, index, len(ranges)) for name in job.classes]
+    for shard in shards:
+        keys = [ShardKey(system, name, shard.index, shard.count) for name in job.classes]
         keys = [key for key in keys if key not in committed]
         if keys:
             work.append(
@@ -95,8 +91,8 @@ def shard_work(
                     dataset=dataset.path,
                     split=split,
                     store=store.path,
-                    start=start,
-                    stop=stop,
+                    start=shard.start,
+                    stop=shard.stop,
                     keys=tuple(keys),
                     digests=tuple(wanted[key] for key in keys),
                 )

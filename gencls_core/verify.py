@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from gencls_core.datasets.dataset import EXAMPLE_SCHEMA, Dataset
 from gencls_core.datasets.writing import row_frame
+from gencls_core.dropping import CHANGE
 from gencls_core.errors import DataError, StoreError
 from gencls_core.ownership import _Other, own
 from gencls_core.remote_path import Location, store_failure
@@ -46,6 +47,7 @@ from gencls_core.verify_scores import check_scores
 __all__ = ["Verification", "repair", "verify"]
 
 _TEMPORARY = re.compile(rf"{TEMPORARY_NAME.pattern}|\.shared-[0-9a-f]{{8}}|\.incoming-dataset")
+_ADDED = re.compile(r"(train|validation|test)-[0-9a-f]{16}\.parquet")
 _REPORT = ("report.json", "report.md", "report.html", "predictions.parquet")
 _OWN_FILES = ("run.json", "events.jsonl")
 _FOLDERS = (
@@ -114,7 +116,7 @@ def verify(run: RunDirectory) -> Verification:
         if "run.json" not in part:
             problem = "the evaluation has not come to its end"
             checked.findings.append(Finding("missing", "run.json", problem))
-        checked.add(_scores_of(evaluation, part, classes, texts, dataset))
+        checked.add(_scores_of(evaluation, part, _classes_of(evaluation, classes), texts, dataset))
         total.add(checked, prefix)
     return Verification(
         models=total.models,
@@ -129,6 +131,14 @@ def _parts(files: Mapping[str, int], folder: str) -> Iterator[tuple[str, dict[st
     for name in sorted({name.split("/")[1] for name in files if name.startswith(f"{folder}/")}):
         prefix = f"{folder}/{name}/"
         yield name, {p.removeprefix(prefix): n for p, n in files.items() if p.startswith(prefix)}
+
+
+def _classes_of(evaluation: RunDirectory, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the classes of an evaluation: the run may have others by now."""
+    try:
+        return tuple(evaluation.manifest()["classes"])
+    except (StoreError, KeyError):
+        return classes
 
 
 def _candidate(
@@ -216,7 +226,7 @@ def _strangers(files: Iterable[str]) -> Iterator[Finding]:
                 yield Finding("orphan", place, "left by a writer that was killed", (remove,))
         elif parts[0] in _FOLDERS and len(parts) > 1:
             known = {
-                "dataset": r"(dataset\.json|(train|validation|test)\.parquet)",
+                "dataset": r"(dataset\.json|(train|validation|test)(-[0-9a-f]{16})?\.parquet)",
                 "report": "|".join(map(re.escape, _REPORT)),
                 "base": r"[0-9a-f]{16}/.+",
                 "models": r"[^/]+/.+",
@@ -227,6 +237,9 @@ def _strangers(files: Iterable[str]) -> Iterator[Finding]:
             }.get(parts[0], ".+")
             if not re.fullmatch(known, "/".join(parts[1:])):
                 yield Finding("foreign", name, "nothing that gencls writes there")
+        elif parts[0] == CHANGE:
+            problem = "a class that is being taken out: the run's next owner brings it to its end"
+            yield Finding("note", CHANGE, problem)
         elif name not in _OWN_FILES:
             yield Finding("note", parts[0], "beside the run's own files; not looked at")
 
@@ -263,6 +276,12 @@ def _dataset(run: RunDirectory) -> tuple[Dataset | None, list[Finding]]:
     except (ValueError, KeyError, TypeError) as error:
         return None, [Finding("torn", "dataset/dataset.json", f"unreadable: {error}", remove)]
     findings = []
+    named = {part.file for split in dataset.splits for part in dataset.parts(split)}  # type: ignore[arg-type]
+    for child in children(run.dataset_path):
+        if _ADDED.fullmatch(child.name) and child.name not in named:
+            place = f"dataset/{child.name}"
+            problem = "left by a class that came or went"
+            findings.append(Finding("orphan", place, problem, (place,)))
     for split, info in dataset.splits.items():
         place = f"dataset/{split}.parquet"
         rows, digest = 0, hashlib.sha256()

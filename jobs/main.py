@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("jobs.evaluate", "Score labelled texts under trained class models, and report."),
     "classify": ("jobs.evaluate", "Label new texts with trained class models."),
     "compare": ("jobs.compare", "Compare systems on the same test texts, with significance."),
+    "add-class": ("jobs.add_class", "Add a class to a run: one model trained, the rest kept."),
+    "drop-class": ("jobs.add_class", "Take a class out of a run, in seconds."),
     "report": ("jobs.report", "Rebuild a run's report from its Parquet scores alone."),
     "explain": ("jobs.explain", "Show which words of a text decided for its class."),
     "query": ("jobs.query", "Ask a run's scores and predictions questions in SQL."),
@@ -63,7 +65,7 @@ class _LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[name][0])
-        command: click.Command = getattr(module, f"{name}_command")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -41,7 +41,7 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
     from cluster.companions import model_beside
     from cluster.connection import Workplace
     from cluster.pipeline import prepare
-    from gencls_core.digests import shard_ranges
+    from gencls_core.digests import shards_of
     from gencls_core.systems.names import about_system, system_title
 
     with tempfile.TemporaryDirectory(prefix="gencls-plan-") as folder, ExitStack() as stack:
@@ -82,8 +82,8 @@ def plan_command(run_file: Path | None, **flags: Any) -> None:
         table.add_row("beside it", f"no fine-tune: {lacking}")
     for split in ("validation", "test"):
         if split in preparation.dataset.splits:
-            info = preparation.dataset.splits[split]
-            shards = len(shard_ranges(info.rows, config.scoring.shard_size)) * len(classes)
+            cut = shards_of(preparation.dataset, split, config.scoring.shard_size)
+            shards = len(cut) * len(classes)
             records = preparation.run.scores_of(split).records(preparation.system.name)
             # The scores of a model that is to be replaced go with it.
             done = sum(record.class_name not in todo and "" not in todo for record in records)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +10,10 @@ from rich.table import Table
 
 from gencls_core.remote_path import Location
 
-__all__ = ["print_comparison", "print_summary"]
+if TYPE_CHECKING:
+    from gencls_core.report.class_change import ClassChange
+
+__all__ = ["print_class_change", "print_comparison", "print_summary"]
 
 
 def print_summary(report_path: Location, console: Console | None = None) -> None:
@@ -71,6 +74,43 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
         console.print(rejection(RejectionReport.model_validate(refused)), markup=False)
     console.print(f"{report['num_examples']:,} test texts. Report: ", end="")
     console.print(str(report_path / "report.html"), soft_wrap=True, markup=False)
+
+
+def print_class_change(change: ClassChange, seconds: float, console: Console | None = None) -> None:
+    """Print what a new class did to the test texts, and what it cost.
+
+    Args:
+        change: figures before and after.
+        seconds: that the command took.
+        console: where to; None: standard output.
+    """
+    from gencls_core.durations import duration
+
+    console = console or Console(highlight=False)
+    table = Table(header_style="bold")
+    table.add_column(f"with {escape(change.name)}", overflow="fold")
+    for name in ("before", "after"):
+        table.add_column(name, justify="right")
+    before, after = (
+        f"{count:,} of {change.texts:,}, {_percent(count / max(change.texts, 1))}"
+        for count in (change.correct_before, change.correct_after)
+    )
+    table.add_row("old test texts that are right", before, after)
+    table.add_row(f"old test texts that go to {escape(change.name)}", "–", f"{change.moved:,}")
+    for name, count in change.moved_from.items():
+        table.add_row(f"  of {escape(name)}", "–", f"{count:,}")
+    recall = "no test text"
+    if change.new_texts:
+        share = _percent(change.new_correct / change.new_texts)
+        recall = f"{change.new_correct:,} of {change.new_texts:,}, {share}"
+    table.add_row(f"recall of {escape(change.name)}", "–", recall)
+    console.print(table)
+    console.print(
+        f"Cost: {duration(change.seconds)} of training and scoring for {change.name}, of "
+        f"{duration(change.seconds_of_all)} that all classes took; "
+        f"{duration(seconds)} from start to end.",
+        markup=False,
+    )
 
 
 def print_comparison(folder: Location, console: Console | None = None) -> None:

@@ -4,6 +4,7 @@
     <folder>/train.parquet       columns: example_id, text, label (all strings; label may be null)
     <folder>/validation.parquet
     <folder>/test.parquet
+    <folder>/test-<fingerprint>.parquet     texts of a class that came later (growth.py)
 
 Every source (CSV, JSON layout, hub, …) is turned into this form once, by `ingest`, so training
 tasks and scoring actors know one format and can read their own part of it.
@@ -28,6 +29,7 @@ __all__ = [
     "EXAMPLE_SCHEMA",
     "ROW_GROUP_ROWS",
     "Dataset",
+    "Part",
     "SplitInfo",
     "SplitName",
 ]
@@ -47,12 +49,25 @@ EXAMPLE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a split that lie in a file of their own.
+
+    Shards are cut within parts, and a shard's digest names its part alone: so the scores of a part
+    stay as they are when another is appended.
+    """
+
+    file: str
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class SplitInfo:
     """Counts and fingerprints of one split.
 
     `fingerprint` is the SHA-256 over the split's rows (id, text, label) in order;
     `class_fingerprints` the same over the rows of one class, so that a class model's inputs can be
-    named without the other classes.
+    named without the other classes. `parts` is empty where the split is one file.
     """
 
     rows: int
@@ -60,6 +75,20 @@ class SplitInfo:
     class_counts: dict[str, int]
     class_fingerprints: dict[str, str]
     longest_text_bytes: int
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Self:
+        """Read what `to_json` gave."""
+        parts = tuple(Part(**part) for part in values.get("parts", ()))
+        return cls(**{**values, "parts": parts})
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields; `parts` only where there are some."""
+        values = asdict(self)
+        if not self.parts:
+            del values["parts"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -104,7 +133,7 @@ class Dataset:
             path=path,
             name=values["name"],
             classes=tuple(values["classes"]),
-            splits={name: SplitInfo(**info) for name, info in values["splits"].items()},
+            splits={name: SplitInfo.of_json(info) for name, info in values["splits"].items()},
             source=values["source"],
             prior_counts=values["prior_counts"],
             warnings=tuple(values["warnings"]),
@@ -117,7 +146,7 @@ class Dataset:
             "name": self.name,
             "classes": list(self.classes),
             "fingerprint": self.fingerprint,
-            "splits": {name: asdict(info) for name, info in self.splits.items()},
+            "splits": {name: info.to_json() for name, info in self.splits.items()},
             "source": self.source,
             "prior_counts": self.prior_counts,
             "warnings": list(self.warnings),
@@ -148,14 +177,27 @@ class Dataset:
             )
         return self.splits[name]
 
+    def parts(self, name: SplitName) -> tuple[Part, ...]:
+        """Give the files that hold a split's rows, in order."""
+        info = self.split(name)
+        return info.parts or (Part(f"{name}.parquet", info.rows, info.fingerprint),)
+
     def split_path(self, name: SplitName) -> Location:
-        """Give the Parquet file of a split."""
-        self.split(name)
-        return self.path / f"{name}.parquet"
+        """Give the Parquet file of a split, the first one where there are several."""
+        return self.split_paths(name)[0]
+
+    def split_paths(self, name: SplitName) -> tuple[Location, ...]:
+        """Give the Parquet files of a split, in the order of their rows."""
+        return tuple(self.path / part.file for part in self.parts(name))
+
+    @property
+    def is_whole(self) -> bool:
+        """Say whether every file is there."""
+        names: list[SplitName] = list(self.splits)  # type: ignore[arg-type]
+        return all(path.is_file() for name in names for path in self.split_paths(name))
 
     @contextlib.contextmanager
-    def _reading(self, split: SplitName) -> Iterator[pq.ParquetFile]:
-        path = self.split_path(split)
+    def _reading(self, path: Location) -> Iterator[pq.ParquetFile]:
         filesystem, name = filesystem_of(path)
         try:
             with pq.ParquetFile(name, filesystem=filesystem, pre_buffer=True) as parquet:
@@ -168,9 +210,18 @@ class Dataset:
 
     def read(self, split: SplitName, start: int = 0, stop: int | None = None) -> pa.Table:
         """Read rows [start, stop) of a split; only the row groups that hold them are loaded."""
-        with self._reading(split) as parquet:
+        found, first = [], 0
+        for path, part in zip(self.split_paths(split), self.parts(split), strict=True):
+            end = part.rows if stop is None else stop - first
+            if start < first + part.rows and end > 0:
+                found.append(self._read(path, max(0, start - first), end))
+            first += part.rows
+        return pa.concat_tables(found) if found else EXAMPLE_SCHEMA.empty_table()
+
+    def _read(self, path: Location, start: int, stop: int) -> pa.Table:
+        with self._reading(path) as parquet:
             metadata = parquet.metadata
-            stop = metadata.num_rows if stop is None else min(stop, metadata.num_rows)
+            stop = min(stop, metadata.num_rows)
             groups, first, skipped = [], 0, 0
             for group in range(metadata.num_row_groups):
                 rows = metadata.row_group(group).num_rows
@@ -184,8 +235,29 @@ class Dataset:
 
     def iter_batches(self, split: SplitName, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Go through a split in batches of at most ROW_GROUP_ROWS rows."""
-        with self._reading(split) as parquet:
-            yield from parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns)
+        for path in self.split_paths(split):
+            with self._reading(path) as parquet:
+                yield from parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns)
+
+    def base_texts(self) -> Iterator[str]:
+        """Go through the texts that a base from scratch is made of: the train texts, those of a
+        class that came later left out.
+
+        Raises:
+            DataError: when some of them are gone with their class.
+        """
+        first, wanted = self.parts("train")[0], self.source.get("base_texts")
+        if wanted not in (None, first.fingerprint):
+            raise DataError.of(
+                "the texts that the base model was made of are not there any more",
+                place=self.path,
+                found=f"train texts {first.fingerprint[:12]}",
+                expected=f"{wanted[:12]}, before a class was dropped",
+                remedy="bring the run's `base` folder back, or run anew in another folder",
+            )
+        for start in range(0, first.rows, ROW_GROUP_ROWS):
+            stop = min(start + ROW_GROUP_ROWS, first.rows)
+            yield from self.read("train", start, stop).column("text").to_pylist()
 
     def texts_of(self, split: SplitName, label: str) -> list[str]:
         """Give the texts of one class, in order; empty where the split does not exist."""

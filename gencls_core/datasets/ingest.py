@@ -108,5 +108,4 @@ def _already_prepared(destination: Location, digest: str) -> Dataset | None:
         dataset = Dataset.open(destination)
     except (DataError, ValueError, KeyError, TypeError):
         return None  # empty, of another format or damaged: it is prepared again
-    whole = all((destination / f"{name}.parquet").is_file() for name in dataset.splits)
-    return dataset if whole and dataset.source.get("digest") == digest else None
+    return dataset if dataset.is_whole and dataset.source.get("digest") == digest else None

@@ -39,7 +39,7 @@ def find_part(
     """Open what `write_part` has written, if it is there, of the same texts."""
     try:
         there = Dataset.open(folder)
-        whole = all((folder / f"{name}.parquet").is_file() for name in there.splits)
+        whole = there.is_whole
     except (DataError, ValueError, KeyError, TypeError):
         return None  # absent, or damaged
     wanted = _digest(dataset, part, parts, seed)

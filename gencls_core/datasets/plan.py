@@ -33,14 +33,23 @@ from gencls_core.datasets.source import ALL, Source
 from gencls_core.datasets.survey import CodeBook, Survey, survey
 from gencls_core.errors import DataError, UsageError
 
-__all__ = ["FINAL_SPLITS", "UNUSED", "Plan", "make_plan"]
+__all__ = [
+    "FINAL_SPLITS",
+    "TEST_CUT",
+    "TEST_SAMPLE",
+    "TRAIN_SAMPLE",
+    "UNUSED",
+    "VALIDATION_CUT",
+    "Plan",
+    "make_plan",
+]
 
 FINAL_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 _TRAIN, _VALIDATION, _TEST = range(3)
 UNUSED = -1
 
 # Each seeded choice has its own random stream.
-_TEST_CUT, _TEST_SAMPLE, _TRAIN_SAMPLE, _VALIDATION_SAMPLE, _VALIDATION_CUT = range(5)
+TEST_CUT, TEST_SAMPLE, TRAIN_SAMPLE, VALIDATION_SAMPLE, VALIDATION_CUT = range(5)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def make_plan(
         test = rows.everything
         if config.max_test_samples is not None:
             codes = np.zeros_like(rows.codes)
-            test = choose(codes, test, [config.max_test_samples], config.split_seed, _TEST_SAMPLE)
+            test = choose(codes, test, [config.max_test_samples], config.split_seed, TEST_SAMPLE)
         return Plan(classes, surveys, rows.parted({_TEST: test}), {}, ())
     if test_only:
         classes = source.classes or sorted_classes(book.names)
@@ -204,7 +213,7 @@ def _made_test(
         )
     counts = class_counts(rows.codes, train, len(classes))
     wanted = [part_for_test(count, config.test_fraction) for count in counts]
-    test = choose(rows.codes, train, wanted, config.split_seed, _TEST_CUT)
+    test = choose(rows.codes, train, wanted, config.split_seed, TEST_CUT)
     return train & ~test, validation, test
 
 
@@ -220,7 +229,7 @@ def _sampled_test(rows: _Rows, test: Mask, classes: tuple[str, ...], config: Dat
             expected=f"at least {present}, one text per class",
         )
     wanted = proportional(counts, config.max_test_samples)
-    return choose(rows.codes, test, wanted, config.split_seed, _TEST_SAMPLE)
+    return choose(rows.codes, test, wanted, config.split_seed, TEST_SAMPLE)
 
 
 def _sampled_train(
@@ -242,12 +251,12 @@ def _sampled_train(
         wanted = [min(count, config.max_samples) for count in counts]
         return choose(codes, mask, wanted, seed, purpose)
 
-    train, validation = sampled(train, _TRAIN_SAMPLE), sampled(validation, _VALIDATION_SAMPLE)
+    train, validation = sampled(train, TRAIN_SAMPLE), sampled(validation, VALIDATION_SAMPLE)
     if validation.any() or source.final or config.validation_fraction == 0:
         return train, validation
     counts = class_counts(codes, train, len(classes))
     wanted = [part_for_validation(count, config.validation_fraction) for count in counts]
-    validation = choose(codes, train, wanted, seed, _VALIDATION_CUT)
+    validation = choose(codes, train, wanted, seed, VALIDATION_CUT)
     if not all(wanted):
         few = [name for name, count in zip(classes, wanted, strict=True) if not count]
         warnings.append(f"no validation texts for {', '.join(few[:10])}: fewer than 3 train texts")

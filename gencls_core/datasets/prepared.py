@@ -33,8 +33,10 @@ class Prepared(Source):
         self.prior_counts = self._dataset.prior_counts
         self.warnings = self._dataset.warnings
 
-    def _path(self, split: str) -> Location:
-        return self._dataset.split_path(cast(SplitName, split))
+    def _digests(self, split: str) -> str | list[str]:
+        """Give the SHA-256 of a split's file, or of each where there are several."""
+        found = [file_sha256(path) for path in self._dataset.split_paths(cast(SplitName, split))]
+        return found if len(found) > 1 else found[0]
 
     def digest(self) -> str:
         return digest_of(
@@ -42,12 +44,12 @@ class Prepared(Source):
                 "layout": "prepared",
                 "fingerprint": self._dataset.fingerprint,
                 "prior_counts": self.prior_counts,
-                "files": {split: file_sha256(self._path(split)) for split in self.splits},
+                "files": {split: self._digests(split) for split in self.splits},
             }
         )
 
     def examples(self, split: str) -> Iterator[Example]:
-        row, file = 0, str(self._path(split))
+        row, file = 0, str(self._dataset.split_path(cast(SplitName, split)))
         for batch in self._dataset.iter_batches(cast(SplitName, split), EXAMPLE_SCHEMA.names):
             for cells in batch.to_pylist():
                 label = cells["label"] if self._labelled else None
