@@ -112,3 +112,81 @@ def build_scratch_model(name: str, texts: Iterable[str], seed: int, destination:
 def build_scratch_base(name: str, dataset: Location, seed: int, destination: Location) -> None:
     """Do so with the train texts of a prepared dataset."""
     build_scratch_model(name, Dataset.open(dataset).base_texts(), seed, destination)
+
+
+def _causal(preset: ScratchPreset, texts: Iterable[str]) -> tuple[Any, Any]:
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    separator = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level_bpe(texts, preset.vocabulary, [separator]),
+        bos_token=separator,
+        eos_token=separator,
+        pad_token=separator,
+    )
+    ends = tokenizer.convert_tokens_to_ids(separator)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=preset.context,
+        n_embd=preset.width,
+        n_layer=preset.layers,
+        n_head=preset.heads,
+        bos_token_id=ends,
+        eos_token_id=ends,
+    )
+    return GPT2LMHeadModel(config), tokenizer
+
+
+def _masked(preset: ScratchPreset, texts: Iterable[str]) -> tuple[Any, Any]:
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+    # Numbered as in RoBERTa, which counts positions from the padding id + 1.
+    begin, padding, end, mask = special = ["<s>", "<pad>", "</s>", "<mask>"]
+    bpe = _byte_level_bpe(texts, preset.vocabulary, special)
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} {end} $B {end}",
+        special_tokens=[(name, bpe.token_to_id(name)) for name in (begin, end)],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=begin,
+        cls_token=begin,
+        eos_token=end,
+        sep_token=end,
+        pad_token=padding,
+        mask_token=mask,
+    )
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=preset.context + tokenizer.pad_token_id + 1,
+        type_vocab_size=1,
+        hidden_size=preset.width,
+        intermediate_size=4 * preset.width,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return RobertaForMaskedLM(config), tokenizer
+
+
+def _byte_level_bpe(texts: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
+    """Train a byte-level BPE; the special tokens get the first ids, in their order."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return bpe
