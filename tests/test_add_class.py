@@ -342,7 +342,7 @@ def test_the_next_owner_ends_a_drop_that_was_decided(made, larger):
         list(drop_class(larger.path, CLASSES[0], {}))
 
     killed(drop_and_die)
-    assert not verify(larger).whole or (larger.path / ".change").exists()
+    assert (larger.path / ".change" / "change.json").exists()
     list(run_all(config_at(made, larger)))
     assert larger.manifest()["classes"] == [*CLASSES[1:], NEW]
     assert verify(larger).whole, verify(larger).findings
@@ -381,11 +381,10 @@ def test_unusable_texts_are_refused(made, run, tmp_path):
         "empty text": [*good, {"id": "x", "text": "  "}],
         "stands in the run's test split": [
             *good,
-            {"id": "x", "text": leak["text"].upper().lower()},
+            {"id": "x", "text": f" {leak['text']}  "},
         ],
         "stands twice": [*good, {"id": "train-01-3", "text": "a new text"}],
     }
-    cases["stands in the run's test split"][-1]["text"] = f" {leak['text']}  "
     for problem, content in cases.items():
         message = refused(run, add_class(run.path, new_file(tmp_path, content), {}), DataError)
         assert problem in message
