@@ -166,15 +166,33 @@ def test_the_lower_rank_counts_of_both(tmp_path):
         for name in ("posterior", "background")
     ]
     both = Rejecter.of(run, inference, Wanted.of("both", 0.8, None))
-    ranks = [
-        [
-            (rejecter.signals[0].held_out_M <= value).mean()
-            for value in rejecter.confidence(inference)
+    names, held_out = [], len(single[0].signals[0].held_out_M)
+    values = [rejecter.confidence(inference) for rejecter in single]
+    for row, found in enumerate(both.confidence(inference)):
+        ranks = [
+            1 + int((rejecter.signals[0].held_out_M <= value_N[row]).sum())
+            for rejecter, value_N in zip(single, values, strict=True)
         ]
-        for rejecter in single
-    ]
-    np.testing.assert_allclose(both.confidence(inference), np.min(ranks, axis=0))
-    assert both.answers(inference).mean() == pytest.approx(0.8, abs=0.12)
+        assert found == pytest.approx(min(ranks) + max(ranks) / (held_out + 2))
+        low = [
+            r.wanted.method
+            for r, rank in zip(single, ranks, strict=True)
+            if rank <= both.threshold.value
+        ]
+        names.append(", ".join(low) if found <= both.threshold.value else None)
+    assert both.reasons(inference).to_pylist() == names
+    assert len(set(names)) == 4
+
+
+def test_the_coverage_of_both_is_the_wanted_one_in_the_mean(tmp_path):
+    covered = []
+    for seed in range(25):
+        run = make_run(tmp_path / str(seed), validation_rows=19, baseline=False, seed=seed)
+        write_background(run)
+        inference = infer(run)
+        rejecter = Rejecter.of(run, inference, Wanted.of("both", 0.8, None))
+        covered.append(rejecter.answers(inference).mean())
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.06)
 
 
 def test_a_base_that_is_likelier_everywhere_refuses_the_same(tmp_path):

@@ -5,8 +5,8 @@ Confidences, of which a text is refused for want:
     posterior    log-odds of the answer that the run stands by; on held-out texts, of an answer
                  whose calibration did not see the text
     background   how much likelier the text is under the classes than under the untrained base
-    both         the lower one of its ranks among the held-out texts by these two: so each of
-                 them refuses as many of those
+    both         the lower one of its ranks among the held-out texts by these two, so that each
+                 of them refuses about as many; of equal ones, that with the higher other rank
 
 The threshold is chosen on the held-out texts that the calibration is fitted on. No label of a test
 text is looked at.
@@ -122,10 +122,10 @@ class _Signal:
             return log_odds(inference.answer)
         return likelihood_ratio(inference.matrix, inference.prior, self.background, self.place)
 
-    def rank(self, values_N: FloatArray) -> FloatArray:
-        """Give the part of the held-out texts that are no surer, [N]."""
+    def rank(self, values_N: FloatArray, itself: int) -> FloatArray:
+        """Count the texts that are no surer, [N]: of the held-out ones, and of `itself` more."""
         ordered_M = np.sort(self.held_out_M)
-        found_N: FloatArray = np.searchsorted(ordered_M, values_N, side="right") / len(ordered_M)
+        found_N: FloatArray = np.searchsorted(ordered_M, values_N, side="right") + np.float64(itself)
         return found_N
 
 
@@ -175,30 +175,36 @@ class Rejecter:
             signals.append(_Signal("posterior", log_odds(log_posterior_MC)))
         if wanted.method != "posterior":
             origin = models_of or origin_of(run, run.manifest())
-            held_out = background_of(stores_of_held_out(run, origin))
+            known = background_of(stores_of_held_out(run, origin))
             place = origin.validation_scores.path
-            ratio_M = likelihood_ratio(texts, inference.prior, held_out, place)
+            ratio_M = likelihood_ratio(texts, inference.prior, known, place)
             tested = background_of([run.scores])
             signals.append(_Signal("background", ratio_M, tested, run.scores.path))
-        confidence_M = _joined(signals, [signal.held_out_M for signal in signals])
+        # A held-out text is counted among those that are no surer than it.
+        held_out = [signal.held_out_M for signal in signals]
+        confidence_M = _joined(_levels(signals, held_out, itself=0), len(correct_M))
         return cls(wanted, _threshold(run, wanted, confidence_M, correct_M), tuple(signals))
 
     def confidence(self, inference: Inference) -> FloatArray:
         """Give how sure each test text's answer is, [N]."""
-        return _joined(self.signals, [signal.of(inference) for signal in self.signals])
+        return _joined(self._levels_of(inference), self.threshold.held_out)
+
+    def _levels_of(self, inference: Inference) -> list[FloatArray]:
+        return _levels(self.signals, [signal.of(inference) for signal in self.signals], itself=1)
 
     def reasons(self, inference: Inference) -> pa.Array:
         """Give why each test text is not answered, [N] strings; null where it is.
 
         A reason is the name of a confidence; two are joined by a comma.
         """
-        levels = _levels(self.signals, [signal.of(inference) for signal in self.signals])
-        low_SN = [~(level_N > self.threshold.value) for level_N in levels]
-        found_N = np.full(len(low_SN[0]), "", dtype=object)
-        for signal, low_N in zip(self.signals, low_SN, strict=True):
+        levels = self._levels_of(inference)
+        refused_N = ~(_joined(levels, self.threshold.held_out) > self.threshold.value)
+        found_N = np.full(len(refused_N), "", dtype=object)
+        for signal, level_N in zip(self.signals, levels, strict=True):
+            low_N = refused_N & ~(level_N > self.threshold.value)
             found_N[low_N & (found_N != "")] += ", "
             found_N[low_N] += signal.name
-        return pa.array(found_N, pa.string(), mask=found_N == "")
+        return pa.array(found_N, pa.string(), mask=~refused_N)
 
     def answers(self, inference: Inference) -> BoolArray:
         """Say which test texts are answered, [N]."""
@@ -236,16 +242,22 @@ class Rejecter:
         )
 
 
-def _levels(signals: Sequence[_Signal], values: Sequence[FloatArray]) -> list[FloatArray]:
+def _levels(
+    signals: Sequence[_Signal], values: Sequence[FloatArray], *, itself: int
+) -> list[FloatArray]:
     """Give one confidence as it is; several as ranks, so that they can be compared."""
     if len(signals) == 1:
         return [values[0]]
-    return [signal.rank(values_N) for signal, values_N in zip(signals, values, strict=True)]
+    return [s.rank(values_N, itself) for s, values_N in zip(signals, values, strict=True)]
 
 
-def _joined(signals: Sequence[_Signal], values: Sequence[FloatArray]) -> FloatArray:
-    lowest_N: FloatArray = np.minimum.reduce(_levels(signals, values))
-    return lowest_N
+def _joined(levels: Sequence[FloatArray], held_out: int) -> FloatArray:
+    """Give one confidence as it is; of ranks up to `held_out` + 1 the lowest, then the highest."""
+    if len(levels) == 1:
+        return levels[0]
+    lowest_N, highest_N = np.minimum.reduce(levels), np.maximum.reduce(levels)
+    joined_N: FloatArray = lowest_N + highest_N / (held_out + 2)
+    return joined_N
 
 
 def _threshold(

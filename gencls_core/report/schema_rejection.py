@@ -51,8 +51,8 @@ class RejectionReport(ReportPart):
         "coverage."
     )
     threshold: float | None = Field(
-        description="Texts whose confidence is above it are answered, nats, of `both` a part "
-        "of the held-out texts; null: all are."
+        description="Texts whose confidence is above it are answered, nats, of `both` a rank "
+        "among the held-out texts; null: all are."
     )
     held_out: int = Field(description="Labelled held-out texts that it was chosen on.")
     held_out_answered: int = Field(description="Those of them above it.")
