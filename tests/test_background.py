@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cluster_fixtures import succeed
 from report_fixtures import make_run, score_table
 from run_fixtures import CLASSES, make_config, sentences, write_jsonl
 
@@ -117,6 +119,20 @@ class TestRuns:
         predict(other, tmp_path / "found.parquet", reject=HALF, models_of=copy)
         rows = pq.read_table(tmp_path / "found.parquet").to_pylist()
         assert (rows[3]["reason"], rows[3]["answer"]) == ("background", None)
+
+    def test_classify_writes_null_and_a_reason(self, copy, tmp_path):
+        texts = [*sentences("01", 3, 9), "zq xv jk wq zz qj vx kq"]
+        path = write_jsonl(tmp_path / "new.jsonl", [{"text": text} for text in texts])
+        output = tmp_path / "found.jsonl"
+        command = ["classify", "--model-dir", str(copy.path), str(path), "--output", str(output)]
+        # It asks for the base's scores itself.
+        succeed(*command, "--reject", "both", "--coverage", "0.6")
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        assert "background" in rows[3]["reason"]
+        for name in ("answer", "predicted", "calibrated_predicted"):
+            assert rows[3][name] is None
+        assert rows[3]["probability"] > 0
+        assert any(row["reason"] is None and row["answer"] for row in rows)
 
     def test_adapters_on_a_base_from_scratch(self, tmp_path):
         model = {"model": "scratch:tiny", "lora_rank": 2}

@@ -125,7 +125,8 @@ class _Signal:
     def rank(self, values_N: FloatArray, itself: int) -> FloatArray:
         """Count the texts that are no surer, [N]: of the held-out ones, and of `itself` more."""
         ordered_M = np.sort(self.held_out_M)
-        found_N: FloatArray = np.searchsorted(ordered_M, values_N, side="right") + np.float64(itself)
+        held_out_N = np.searchsorted(ordered_M, values_N, side="right")
+        found_N: FloatArray = (held_out_N + itself).astype(np.float64)
         return found_N
 
 
