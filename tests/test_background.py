@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -238,6 +239,9 @@ def test_other_tokens_and_other_quantities_are_refused(tmp_path):
     write_background(run, tokens=1)
     with pytest.raises(StoreError, match="other tokens"):
         build_report(run, reject=HALF)
+    by_loss = dataclasses.replace(infer(run), by_loss=True)
+    with pytest.raises(UsageError, match="--likelihood loss"):
+        Rejecter.of(run, by_loss, HALF)
     matrix: LikelihoodMatrix = infer(run, system="tfidf").matrix
     with pytest.raises(UsageError, match="log_posterior"):
         likelihood_ratio(matrix, {}, background_of([run.scores]), run.scores.path)

@@ -175,6 +175,14 @@ class Rejecter:
         if wanted.method != "background":
             signals.append(_Signal("posterior", log_odds(log_posterior_MC)))
         if wanted.method != "posterior":
+            if inference.by_loss:
+                raise UsageError.of(
+                    "labels decided by mean losses cannot be compared with the base model's scores",
+                    place=run.path,
+                    found="--likelihood loss",
+                    expected="exact likelihoods",
+                    remedy="--reject posterior",
+                )
             origin = models_of or origin_of(run, run.manifest())
             known = background_of(stores_of_held_out(run, origin))
             place = origin.validation_scores.path
