@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cluster.background import background_missing
 from cluster.failures import LASTING, reason_of
 from cluster.preparation import Preparation, prepare_run
 from cluster.turn import has_work
@@ -81,6 +82,9 @@ def without_fine_tune(preparation: Preparation, error: GenclsError) -> Preparati
 def works(preparation: Preparation, *, score: bool) -> bool:
     """Say whether a run has anything to do that takes CPUs or GPUs."""
     if has_work(preparation, score=score):
+        return True
+    wants_background = score and preparation.config.scoring.background
+    if wants_background and background_missing(preparation, preparation.run):
         return True
     beside, _ = model_beside(preparation) if score else (None, None)
     return beside is not None and has_work(beside, score=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.background import background_missing, background_stage
 from cluster.connection import Workplace
 from cluster.failures import FAILURES, reason_of
 from cluster.other_texts import OtherTexts, evaluated_settings, other_texts
@@ -144,7 +146,10 @@ class _Evaluation:
     def has_work(self) -> bool:
         """Say whether anything is to be scored by models: the texts, by the run's system and by the
         second one of an ensemble, or validation texts to calibrate on."""
-        return self._is_missing_own() or self._is_missing_beside()
+        if self._is_missing_own() or self._is_missing_beside():
+            return True
+        wanted = self.preparation.config.scoring.background
+        return wanted and background_missing(self.preparation, self.source)
 
     def _is_missing_own(self) -> bool:
         preparation, source = self.preparation, self.source
@@ -195,6 +200,10 @@ class _Evaluation:
                 yield event
         if not self.own:
             yield from self._ensemble()
+        if preparation.config.scoring.background:
+            yield from background_stage(
+                preparation, self.source, self.place, self.lease, lambda: self._lease_of_source
+            )
         manifest = manifest_of(preparation, previous) | {"status": "finished"}
         if self.own:
             # The run goes on telling how it was trained, on which data, and how it is scored.
@@ -209,6 +218,13 @@ class _Evaluation:
             elapsed = round(time.perf_counter() - started, 2)
             manifest["seconds"] = elapsed + (previous.get("seconds") or 0.0)
         run.write_manifest(manifest)
+
+    @functools.cached_property
+    def _lease_of_source(self) -> Lease:
+        """Own the run, whose held-out texts are to be scored."""
+        if self.own:
+            return self.lease
+        return self.stack.enter_context(owned(self.source, "calibration of an evaluation"))
 
     def _system_beside(self) -> str | None:
         """Give the second system of an ensemble, where the run has one."""
@@ -289,7 +305,7 @@ class _Evaluation:
             yield from scorer.score(run, lease, texts, "validation")
             return
         if shards.work:
-            lease = self.stack.enter_context(owned(source, "calibration of an evaluation"))
+            lease = self._lease_of_source
         yield from scorer.score(source, lease, texts, "validation", shards)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cluster.background import background_stage
 from cluster.companions import (
     companions,
     model_beside,
@@ -288,6 +289,9 @@ def _stages(
         for name in set(LIGHT) - set(companions(preparation)):
             preparation.run.scores.retire(name, ())
     yield from baseline_stage(preparation, lease)
+    if preparation.config.scoring.background:
+        run = preparation.run
+        yield from background_stage(preparation, run, place, lease, lambda: lease)
     if beside is None:
         return
     try:

@@ -30,7 +30,13 @@ from gencls_core.precision import Precision
 from gencls_core.prompts import check_prompts, prefixes_for
 from gencls_core.remote_path import Location
 from gencls_core.run import CLASS_LM, RunDirectory
-from gencls_core.scoring_job import ModelSystem, ScoringJob, model_names, names_classes
+from gencls_core.scoring_job import (
+    ModelSystem,
+    ScoringJob,
+    classes_scored,
+    model_names,
+    names_classes,
+)
 from gencls_core.scratch import scratch_preset
 from gencls_core.selection_report import SelectionReport
 from gencls_core.trained_run import committed_models, main_system, model_digest, training_of
@@ -158,7 +164,7 @@ class Preparation:
         """Give what actors need to score texts under the trained models."""
         return ScoringJob(
             system=self.system,
-            classes=self.dataset.classes,
+            classes=classes_scored(self.system.name, self.dataset.classes),
             models=models,
             base=self.base,
             sequence=self.config.sequence,

@@ -148,6 +148,11 @@ class ScoringConfig(Section):
         "experiment's mean loss times the number of tokens.",
     )
     per_token: bool = Field(False, description="Also store each token's id and log-probability.")
+    background: bool = Field(
+        False,
+        description="Also score texts by the untrained base model, once whatever the number of "
+        "classes: what `--reject background` compares with.",
+    )
     shard_size: Positive | None = Field(
         None,
         description="Examples per score shard; default: a 32nd of the split, but 32 to 4,096.",

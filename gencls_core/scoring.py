@@ -34,7 +34,7 @@ from gencls_core.tokenization import (
     windows_of,
 )
 
-__all__ = ["ClassModelSet", "TextScores", "score_table", "score_texts"]
+__all__ = ["ClassModelSet", "PlainModel", "TextScores", "score_table", "score_texts"]
 
 
 @dataclass(frozen=True)
@@ -189,24 +189,66 @@ class ClassModelSet:
         """
         lm = self.model(class_name)
         policy = self.policy(sequence)
-        tokens = scoring.batch_tokens(lm.device.type)
         ids = encoded if encoded is not None else self.encode(examples)
-        texts = [TokenizedText.of(own, policy) for own in ids]
-        scores = score_texts(
-            lm,
-            texts,
-            window=policy.window,
-            tokens_per_batch=tokens,
-            on_batch=on_batch,
-        )
+        texts, scores = _read_alone(lm, ids, policy, scoring, on_batch)
         loss_scores = None
         if scoring.likelihood == "loss":
-            loss_scores = _loss_scores(lm, ids, policy, tokens)
+            loss_scores = _loss_scores(lm, ids, policy, scoring.batch_tokens(lm.device.type))
         return score_table(examples, texts, scores, policy, scoring, loss_scores)
 
     def encode(self, examples: pa.Table) -> list[list[int]]:
         """Tokenise the examples' texts once for all classes."""
         return self.any.encode(examples.column("text").to_pylist())
+
+
+class PlainModel:
+    """One causal language model that reads texts alone, whatever class is asked for."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        """Take a model; its device and dtype are used as they are."""
+        self._lm = lm
+
+    def encode(self, examples: pa.Table) -> list[list[int]]:
+        """Tokenise the examples' texts."""
+        return self._lm.encode(examples.column("text").to_pylist())
+
+    def score(
+        self,
+        examples: pa.Table,
+        class_name: str,
+        sequence: SequenceConfig,
+        scoring: ScoringConfig,
+        *,
+        encoded: list[list[int]] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> pa.Table:
+        """Score examples (EXAMPLE_SCHEMA); gives rows in SCORE_SCHEMA, in order."""
+        lm = self._lm
+        policy = SequencePolicy.resolve(
+            sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
+        )
+        ids = encoded if encoded is not None else self.encode(examples)
+        texts, scores = _read_alone(lm, ids, policy, scoring, on_batch)
+        return score_table(examples, texts, scores, policy, scoring)
+
+
+def _read_alone(
+    lm: CausalLM,
+    ids: list[list[int]],
+    policy: SequencePolicy,
+    scoring: ScoringConfig,
+    on_batch: Callable[[int], None] | None,
+) -> tuple[list[TokenizedText], TextScores]:
+    """Score texts with nothing before them but BOS."""
+    texts = [TokenizedText.of(own, policy) for own in ids]
+    scores = score_texts(
+        lm,
+        texts,
+        window=policy.window,
+        tokens_per_batch=scoring.batch_tokens(lm.device.type),
+        on_batch=on_batch,
+    )
+    return texts, scores
 
 
 def _loss_scores(

@@ -21,9 +21,25 @@ from gencls_core.model_source import ResolvedModel
 from gencls_core.precision import Precision
 from gencls_core.scores import Quantity
 
-__all__ = ["BaseKind", "ModelSystem", "Models", "ScoringJob", "model_names", "names_classes"]
+__all__ = [
+    "ANY_CLASS",
+    "BACKGROUND",
+    "BaseKind",
+    "ModelSystem",
+    "Models",
+    "ScoringJob",
+    "classes_scored",
+    "model_names",
+    "names_classes",
+]
 
 BaseKind = Literal["causal", "masked"]
+
+
+BACKGROUND = "background"
+"""The system that knows no class (systems/background.py)."""
+ANY_CLASS = "any"
+"""What its rows are stored under."""
 
 
 class Models(Protocol):
@@ -86,7 +102,12 @@ class ModelSystem(Protocol):
 
 def names_classes(system: ModelSystem) -> bool:
     """Say whether a system's models read the name of a class before a text."""
-    return system.objective in (None, "conditional", "joint")
+    return system.name != BACKGROUND and system.objective in (None, "conditional", "joint")
+
+
+def classes_scored(system: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Give the classes that a system of that name scores texts under."""
+    return (ANY_CLASS,) if system == BACKGROUND else tuple(classes)
 
 
 def model_names(system: ModelSystem, classes: Sequence[str]) -> tuple[str, ...]:
@@ -102,7 +123,7 @@ class ScoringJob:
 
     system: ModelSystem
     classes: tuple[str, ...]
-    """All classes, in the order of the dataset."""
+    """All classes that texts are scored under, in the order of the dataset."""
     models: tuple[ClassModel, ...]
     """What was trained: a model per class in the order of `classes`, one for all, or none."""
     base: ResolvedModel

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from gencls_core.remote_path import Location
 from gencls_core.score_records import SCORE_FORMAT, ShardRecord, shard_of_record
 from gencls_core.scores import READERS, ScoreStore
+from gencls_core.scoring_job import classes_scored
 from gencls_core.storage import class_directory_name, class_name_of
 from gencls_core.verify_findings import Checked, Finding, Kind
 
@@ -134,10 +135,11 @@ def _gaps(
     for system in sorted(systems | ({expected} if expected else set())):
         missing: Kind = "note" if system in abandoned else "missing"
         of_system = [record for record in records if record.system == system]
-        for name in sorted({record.class_name for record in of_system}.difference(classes)):
+        scored = classes_scored(system, classes)
+        for name in sorted({record.class_name for record in of_system}.difference(scored)):
             place = f"system={class_directory_name(system)}/class={class_directory_name(name)}"
             yield Finding("foreign", place, f"scores of {name!r}, no class of the run")
-        for name in classes:
+        for name in scored:
             place = f"system={class_directory_name(system)}/class={class_directory_name(name)}"
             reached = 0
             of_class = [record for record in of_system if record.class_name == name]

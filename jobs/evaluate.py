@@ -149,6 +149,8 @@ def classify_command(
     from jobs.progress import draw
 
     wanted = Wanted.of(reject, coverage, error_rate)
+    if wanted is not None and wanted.method != "posterior":
+        values["scoring"] = {**values.get("scoring", {}), "background": True}
     by_costs = None
     if costs is not None:
         by_costs = read_costs(costs, RunDirectory(model_dir).manifest()["classes"])

@@ -248,9 +248,10 @@ def reject_options(command: Any) -> Any:
         ),
         click.option(
             "--reject",
-            type=click.Choice(["posterior"]),
-            help="Leave texts without an answer: `posterior`, where the answer is not sure. The "
-            "threshold is chosen on held-out texts.",
+            type=click.Choice(["posterior", "background", "both"]),
+            help="Leave texts without an answer: `posterior`, where it is not sure; `background`, "
+            "where the untrained base finds the text as likely as the classes do (--background "
+            "scores that); or `both`. The threshold is chosen on held-out texts.",
         ),
     ):
         command = option(command)

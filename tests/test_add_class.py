@@ -31,7 +31,7 @@ from gencls_core.errors import DataError, GenclsError, StoreError, UsageError
 from gencls_core.events import ClassReused, ClassTrained, Event, Note, ShardCommitted
 from gencls_core.ownership import OwnershipError, own
 from gencls_core.query import run_query
-from gencls_core.report import build_report
+from gencls_core.report.build import build_report
 from gencls_core.report.class_change import class_change
 from gencls_core.run import RunDirectory
 from gencls_core.scores import read_scores

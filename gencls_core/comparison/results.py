@@ -25,7 +25,7 @@ from gencls_core.report.inference import Inference, infer, origin_of
 from gencls_core.run import RunDirectory, recorded_training
 from gencls_core.score_matrix import FloatArray
 from gencls_core.scores import ShardRecord
-from gencls_core.scoring_job import model_names
+from gencls_core.scoring_job import BACKGROUND, model_names
 from gencls_core.storage import digest_of
 from gencls_core.systems.registry import MODEL_SYSTEMS, UNTRAINED
 
@@ -141,7 +141,7 @@ def read_results(
 def _systems_of(run: RunDirectory, chosen: Collection[str] | None) -> list[str]:
     run.manifest()
     names = [name for name in run.scores.systems() if chosen is None or name in chosen]
-    names = [name for name in names if run.scores.records(name)]
+    names = [name for name in names if name != BACKGROUND and run.scores.records(name)]
     if not names:
         raise StoreError.of(
             "a run without scores",

@@ -11,6 +11,7 @@ from gencls_core.posterior import LikelihoodMatrix, posterior_of, read_likelihoo
 from gencls_core.report.inference import Inference, prior_counts
 from gencls_core.report.schema import BaselineReport
 from gencls_core.run import RunDirectory
+from gencls_core.scoring_job import BACKGROUND
 
 __all__ = ["baselines_of"]
 
@@ -35,7 +36,7 @@ def baselines_of(
     found: dict[str, BaselineReport] = {}
     notes = []
     for name in run.scores.systems():
-        if name == system:
+        if name in (system, BACKGROUND):
             continue
         try:
             other = read_likelihoods(run.scores, name, matrix.classes)

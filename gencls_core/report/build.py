@@ -95,7 +95,7 @@ def build_report(
             remedy="predict their classes instead: predictions need no labels",
         )
     origin = models_of or origin_of(run, manifest)
-    rejecter = None if reject is None else Rejecter.of(run, inference, reject)
+    rejecter = None if reject is None else Rejecter.of(run, inference, reject, models_of)
     report = _report(run, origin, manifest, inference, dataset, system).model_copy(
         update={
             "decisions": of_decisions and decision_report(of_decisions, inference),

@@ -175,7 +175,7 @@ def predict(
         rejecter = None
         for inference in inferences:
             if reject is not None and rejecter is None:
-                rejecter = Rejecter.of(run, inference, reject)
+                rejecter = Rejecter.of(run, inference, reject, models_of)
             yield from prediction_tables(inference, costs, rejecter)
 
     return _publish(tables(), path)

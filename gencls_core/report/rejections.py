@@ -1,8 +1,15 @@
 """Which test texts of a run are not answered (`--reject`), and what that comes to.
 
-The confidence is that of the answer which the run stands by; its threshold is chosen on the
-held-out texts that the calibration is fitted on, each by a calibration that did not see it. No
-label of a test text is looked at.
+Confidences, of which a text is refused for want:
+
+    posterior    log-odds of the answer that the run stands by; on held-out texts, of an answer
+                 whose calibration did not see the text
+    background   how much likelier the text is under the classes than under the untrained base
+    both         the lower one of its ranks among the held-out texts by these two, so that each
+                 of them refuses about as many; of equal ones, that with the higher other rank
+
+The threshold is chosen on the held-out texts that the calibration is fitted on. No label of a test
+text is looked at.
 
 Shapes: N test texts, M labelled held-out texts, C classes.
 """
@@ -10,8 +17,8 @@ Shapes: N test texts, M labelled held-out texts, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import numpy as np
@@ -29,16 +36,18 @@ from gencls_core.rejection import (
     threshold_for_coverage,
     threshold_for_error_rate,
 )
+from gencls_core.remote_path import Location
+from gencls_core.report.background import background_of, likelihood_ratio, stores_of_held_out
 from gencls_core.report.fitting import CalibrationFit
-from gencls_core.report.inference import Inference
+from gencls_core.report.inference import Inference, origin_of
 from gencls_core.report.schema_rejection import RejectionReport, RiskPointReport, SelectiveReport
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import BoolArray, FloatArray, LikelihoodMatrix
 
 __all__ = ["METHODS", "Method", "Rejecter", "Wanted", "selective_report"]
 
-Method = Literal["posterior"]
-METHODS: tuple[Method, ...] = ("posterior",)
+Method = Literal["posterior", "background", "both"]
+METHODS: tuple[Method, ...] = ("posterior", "background", "both")
 DEFAULT_COVERAGE = 0.9
 MIN_TEXTS = 20
 """Labelled test texts from which on a curve is drawn: of fewer, each is a step of its own."""
@@ -98,24 +107,59 @@ def _out_of_bounds(flag: str, value: float, expected: str) -> UsageError:
 
 
 @dataclass(frozen=True)
+class _Signal:
+    """One confidence, and what it is of held-out texts."""
+
+    name: str
+    held_out_M: FloatArray
+    background: pa.Table | None = None
+    """What the base model says of the test texts; None of the posterior."""
+    place: Location | None = None
+
+    def of(self, inference: Inference) -> FloatArray:
+        """Give it of test texts, [N] nats."""
+        if self.background is None or self.place is None:
+            return log_odds(inference.answer)
+        return likelihood_ratio(inference.matrix, inference.prior, self.background, self.place)
+
+    def rank(self, values_N: FloatArray, itself: int) -> FloatArray:
+        """Count the texts that are no surer, [N]: of the held-out ones, and of `itself` more."""
+        ordered_M = np.sort(self.held_out_M)
+        held_out_N = np.searchsorted(ordered_M, values_N, side="right")
+        found_N: FloatArray = (held_out_N + itself).astype(np.float64)
+        return found_N
+
+
+@dataclass(frozen=True)
 class Rejecter:
     """A confidence and its threshold."""
 
     wanted: Wanted
     threshold: Threshold
+    signals: tuple[_Signal, ...] = field(compare=False)
+    """One, or two of which the lower rank counts."""
 
     @classmethod
-    def of(cls, run: RunDirectory, inference: Inference, wanted: Wanted) -> Self:
+    def of(
+        cls,
+        run: RunDirectory,
+        inference: Inference,
+        wanted: Wanted,
+        models_of: RunDirectory | None = None,
+    ) -> Self:
         """Choose the threshold on the held-out texts of a run.
 
         Args:
-            run: the run or evaluation, to be named in errors.
+            run: the run or evaluation.
             inference: of any of its test texts; their scores are not looked at.
             wanted: what is asked for.
+            models_of: see `gencls_core.report.inference.infer`.
 
         Raises:
-            StoreError: when there are no held-out texts with labels of two classes.
-            UsageError: when no threshold has so low an error rate, not even on held-out texts.
+            StoreError: when there are no held-out texts with labels of two classes, or the base
+                model has not scored texts.
+            UsageError: when no threshold has so low an error rate, not even on held-out texts, or
+                the scores cannot be compared with the base model's.
         """
         if inference.fit is None:
             raise StoreError.of(
@@ -127,29 +171,49 @@ class Rejecter:
             )
         log_posterior_MC, texts = held_out_posterior(inference.fit, inference)
         correct_M = log_posterior_MC.argmax(axis=1) == texts.label_codes
-        confidence_M = log_odds(log_posterior_MC)
-        if wanted.error_rate is None:
-            assert wanted.coverage is not None
-            return cls(wanted, threshold_for_coverage(confidence_M, correct_M, wanted.coverage))
-        found = threshold_for_error_rate(confidence_M, correct_M, wanted.error_rate)
-        if found is None:
-            raise UsageError.of(
-                "no threshold has so low an error rate",
-                place=run.path,
-                found=f"--error-rate {wanted.error_rate:g}, while of the {len(correct_M):,} "
-                "held-out texts the surest is answered wrongly",
-                remedy="give --coverage, or train better models: this confidence says little",
-            )
-        return cls(wanted, found)
+        signals = []
+        if wanted.method != "background":
+            signals.append(_Signal("posterior", log_odds(log_posterior_MC)))
+        if wanted.method != "posterior":
+            if inference.by_loss:
+                raise UsageError.of(
+                    "labels decided by mean losses cannot be compared with the base model's scores",
+                    place=run.path,
+                    found="--likelihood loss",
+                    expected="exact likelihoods",
+                    remedy="--reject posterior",
+                )
+            origin = models_of or origin_of(run, run.manifest())
+            known = background_of(stores_of_held_out(run, origin))
+            place = origin.validation_scores.path
+            ratio_M = likelihood_ratio(texts, inference.prior, known, place)
+            tested = background_of([run.scores])
+            signals.append(_Signal("background", ratio_M, tested, run.scores.path))
+        # A held-out text is counted among those that are no surer than it.
+        held_out = [signal.held_out_M for signal in signals]
+        confidence_M = _joined(_levels(signals, held_out, itself=0), len(correct_M))
+        return cls(wanted, _threshold(run, wanted, confidence_M, correct_M), tuple(signals))
 
     def confidence(self, inference: Inference) -> FloatArray:
         """Give how sure each test text's answer is, [N]."""
-        return log_odds(inference.answer)
+        return _joined(self._levels_of(inference), self.threshold.held_out)
+
+    def _levels_of(self, inference: Inference) -> list[FloatArray]:
+        return _levels(self.signals, [signal.of(inference) for signal in self.signals], itself=1)
 
     def reasons(self, inference: Inference) -> pa.Array:
-        """Give why each test text is not answered, [N] strings; null where it is."""
-        refused_N = ~self.answers(inference)
-        return pa.array(np.full(len(refused_N), self.wanted.method), pa.string(), mask=~refused_N)
+        """Give why each test text is not answered, [N] strings; null where it is.
+
+        A reason is the name of a confidence; two are joined by a comma.
+        """
+        levels = self._levels_of(inference)
+        refused_N = ~(_joined(levels, self.threshold.held_out) > self.threshold.value)
+        found_N = np.full(len(refused_N), "", dtype=object)
+        for signal, level_N in zip(self.signals, levels, strict=True):
+            low_N = refused_N & ~(level_N > self.threshold.value)
+            found_N[low_N & (found_N != "")] += ", "
+            found_N[low_N] += signal.name
+        return pa.array(found_N, pa.string(), mask=~refused_N)
 
     def answers(self, inference: Inference) -> BoolArray:
         """Say which test texts are answered, [N]."""
@@ -185,6 +249,42 @@ class Rejecter:
             risk_ci95=wilson_interval(mistakes, judged) if judged else None,
             risk_of_all=float(wrong_N[labelled_N].mean()),
         )
+
+
+def _levels(
+    signals: Sequence[_Signal], values: Sequence[FloatArray], *, itself: int
+) -> list[FloatArray]:
+    """Give one confidence as it is; several as ranks, so that they can be compared."""
+    if len(signals) == 1:
+        return [values[0]]
+    return [s.rank(values_N, itself) for s, values_N in zip(signals, values, strict=True)]
+
+
+def _joined(levels: Sequence[FloatArray], held_out: int) -> FloatArray:
+    """Give one confidence as it is; of ranks up to `held_out` + 1 the lowest, then the highest."""
+    if len(levels) == 1:
+        return levels[0]
+    lowest_N, highest_N = np.minimum.reduce(levels), np.maximum.reduce(levels)
+    joined_N: FloatArray = lowest_N + highest_N / (held_out + 2)
+    return joined_N
+
+
+def _threshold(
+    run: RunDirectory, wanted: Wanted, confidence_M: FloatArray, correct_M: BoolArray
+) -> Threshold:
+    if wanted.error_rate is None:
+        assert wanted.coverage is not None
+        return threshold_for_coverage(confidence_M, correct_M, wanted.coverage)
+    found = threshold_for_error_rate(confidence_M, correct_M, wanted.error_rate)
+    if found is None:
+        raise UsageError.of(
+            "no threshold has so low an error rate",
+            place=run.path,
+            found=f"--error-rate {wanted.error_rate:g}, while of the {len(correct_M):,} "
+            "held-out texts the surest is answered wrongly",
+            remedy="give --coverage, or train better models: this confidence says little",
+        )
+    return found
 
 
 def held_out_posterior(

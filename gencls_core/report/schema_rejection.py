@@ -37,9 +37,11 @@ class SelectiveReport(ReportPart):
 class RejectionReport(ReportPart):
     """A threshold on the confidence, chosen on held-out texts, and what it does to test texts."""
 
-    method: Literal["posterior"] = Field(
+    method: Literal["posterior", "background", "both"] = Field(
         description="The confidence. `posterior`: log-odds of the answer against all other "
-        "classes, by the posterior that the run stands by."
+        "classes, by the posterior that the run stands by; `background`: how much likelier the "
+        "text is under the classes than under the untrained base, per token; `both`: the lower of "
+        "a text's ranks by these two among the held-out texts."
     )
     wanted_coverage: float | None = Field(
         description="Coverage that was asked for; null where it was an error rate."
@@ -49,7 +51,8 @@ class RejectionReport(ReportPart):
         "coverage."
     )
     threshold: float | None = Field(
-        description="Texts whose confidence is above it are answered, nats; null: all are."
+        description="Texts whose confidence is above it are answered, nats, of `both` a rank "
+        "among the held-out texts; null: all are."
     )
     held_out: int = Field(description="Labelled held-out texts that it was chosen on.")
     held_out_answered: int = Field(description="Those of them above it.")

@@ -13,6 +13,7 @@ _TITLES = {
     "conditional-lm": "one conditional model",
     "joint-lm": "the tuned conditional model",
     "zero-shot": "the untrained language model",
+    "background": "the untrained base, which knows no class",
     "discriminative": "the discriminative fine-tune",
     "masked-lm": "masked class models",
     "masked-lm-untrained": "the untrained masked model",
