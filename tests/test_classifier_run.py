@@ -262,5 +262,6 @@ def test_an_evaluation_is_a_run_too(runs, tmp_path):
         for path in source.path.glob("evaluations/*/run.json")
         if RunDirectory(path.parent).dataset().split("test").rows == len(new_texts())
     ][:1]
-    run = ClassifierRun.open(evaluation)
-    assert run.classify(new_texts()) == ClassifierRun.open(source.path).classify(new_texts())
+    # Its prior is the one that it was asked with.
+    run, texts = ClassifierRun.open(evaluation), new_texts()
+    assert run.classify(texts, prior="train") == ClassifierRun.open(source.path).classify(texts)
