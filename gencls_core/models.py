@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from gencls_core.attention import use_causal_attention
+from gencls_core.config import SequenceConfig
 from gencls_core.errors import ModelError
 from gencls_core.likelihood import Head, LinearHead
 from gencls_core.model_loading import load_tokenizer, load_weights, read_config, tokenizer_state
 from gencls_core.model_source import ResolvedModel
 from gencls_core.products import FastLinear
+from gencls_core.tokenization import SequencePolicy
 
 __all__ = [
     "CausalLM",
@@ -77,6 +79,12 @@ class CausalLM:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    def policy(self, sequence: SequenceConfig) -> SequencePolicy:
+        """Bind sequence settings to this model."""
+        return SequencePolicy.resolve(
+            sequence, bos_id=self.bos_id, eos_id=self.eos_id, context=self.context
+        )
 
     def hidden(self, input_ids_BT: Tensor) -> Tensor:
         """Give the last hidden states [B, T, D] of right-padded inputs."""

@@ -102,9 +102,7 @@ class PromptedModel:
             ModelError: when a prompt leaves no room for a text.
         """
         lm = self._lm
-        policy = SequencePolicy.resolve(
-            sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-        )
+        policy = lm.policy(sequence)
         ids = encoded if encoded is not None else self.encode(examples)
         prompts_P = self._prompts.of_class[class_name]
         texts_PN = [

@@ -166,10 +166,7 @@ class ClassModelSet:
 
     def policy(self, config: SequenceConfig) -> SequencePolicy:
         """Bind the sequence settings to these models."""
-        lm = self.any
-        return SequencePolicy.resolve(
-            config, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-        )
+        return self.any.policy(config)
 
     def score(
         self,
@@ -224,9 +221,7 @@ class PlainModel:
     ) -> pa.Table:
         """Score examples (EXAMPLE_SCHEMA); gives rows in SCORE_SCHEMA, in order."""
         lm = self._lm
-        policy = SequencePolicy.resolve(
-            sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-        )
+        policy = lm.policy(sequence)
         ids = encoded if encoded is not None else self.encode(examples)
         texts, scores = _read_alone(lm, ids, policy, scoring, on_batch)
         return score_table(examples, texts, scores, policy, scoring)

@@ -90,10 +90,7 @@ def load_base(task: TrainingTask) -> tuple[CausalLM, SequencePolicy]:
     lm = load_causal_lm(task.base)
     if task.lora_rank is not None:
         lm = attach_lora(lm, task.lora_rank, task.lora_alpha)
-    policy = SequencePolicy.resolve(
-        task.sequence, bos_id=lm.bos_id, eos_id=lm.eos_id, context=lm.context
-    )
-    return lm, policy
+    return lm, lm.policy(task.sequence)
 
 
 def windows_nll(

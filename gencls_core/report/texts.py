@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -277,7 +277,7 @@ def _explained(
     run: RunDirectory, inference: Inference, texts: Mapping[int, str]
 ) -> Iterator[tuple[int, Evidence]]:
     if inference.matrix.is_likelihood and len(inference.matrix.classes) > 1:
-        yield from islice(explain_kept(run, inference, texts), EXPLAINED_TEXTS)
+        yield from explain_kept(run, inference, texts)
 
 
 def _cut(text: str | None, size: int) -> str | None:
