@@ -46,6 +46,7 @@ from gencls_core.remote_path import Location
 from gencls_core.report.class_change import figures_before
 from gencls_core.run import RunDirectory, recorded_training
 from gencls_core.run_folder import owned
+from gencls_core.scoring_job import BACKGROUND
 from gencls_core.selection_report import SelectionReport
 from gencls_core.storage import publish_file, remove_tree, write_json
 from gencls_core.systems.names import BASELINE, system_title
@@ -262,6 +263,7 @@ def _left_out(preparation: Preparation, manifest: dict[str, Any]) -> Iterator[st
     """Remove scores of systems that do not know the new class and do not learn it here."""
     run, main = preparation.run, preparation.system.name
     learns = {main, *([BASELINE] if preparation.config.baseline else []), *companions(preparation)}
+    learns.add(BACKGROUND)  # it knows no class at all
     gone = dict.fromkeys(
         name
         for store in (run.scores, run.validation_scores)

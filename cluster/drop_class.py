@@ -18,10 +18,11 @@ from gencls_core.ensemble import LIGHT, companions_of
 from gencls_core.errors import GenclsError, StoreError
 from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
-from gencls_core.posterior import UNLABELLED, resolve_prior
+from gencls_core.posterior import check_posterior
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.run_folder import owned
+from gencls_core.scoring_job import BACKGROUND
 from gencls_core.systems.names import system_title
 
 __all__ = ["drop_class"]
@@ -56,8 +57,8 @@ def _stages(
         manifest = run.manifest()
         # Where an earlier call was killed after its decision, all but the report is done by now.
         if manifest.get("dropping") != name:
-            for system in _decide(run, manifest, name, changes):
-                yield Note(f"{system_title(system)} knows {name}: its scores are left out")
+            for note in _decide(run, manifest, name, changes):
+                yield Note(note)
             lease.check()
             finish_change(run)
         yield StageFinished("drop", f"{name} is out", time.perf_counter() - began)
@@ -69,7 +70,7 @@ def _stages(
 def _decide(
     run: RunDirectory, manifest: dict[str, Any], name: str, changes: dict[str, Any]
 ) -> list[str]:
-    """Decide on the change; give the systems whose scores go for good."""
+    """Decide on the change; give what goes for good, in words."""
     require_class_models(run, manifest, "taken out")
     before = run.dataset()
     added = [entry["name"] for entry in before.source.get("added", ())]
@@ -86,11 +87,14 @@ def _decide(
     with tempfile.TemporaryDirectory(prefix="gencls-") as folder:
         change = shrunk(before, name, Path(folder))
         after = change.dataset
-        if config.posterior.prior != UNLABELLED:
-            resolve_prior(config.posterior.prior, after.classes, after.prior_counts)
+        posterior = config.posterior
+        if posterior.costs is not None:
+            kept = tuple(pair for pair in posterior.costs if name not in pair[:2])
+            posterior = posterior.model_copy(update={"costs": kept})
+        check_posterior(posterior, after.classes, after.prior_counts)
         publish_files(run, change)
     gone = set(before.warnings) - set(after.warnings)
-    settings = {**manifest["config"], "posterior": config.posterior.model_dump(mode="json")}
+    settings = {**manifest["config"], "posterior": posterior.model_dump(mode="json")}
     changed = {
         **manifest,
         "config": settings,
@@ -115,7 +119,13 @@ def _decide(
         raise
     main = system_of(manifest)
     there = {system for store in (run.scores, run.validation_scores) for system in store.systems()}
-    return sorted(there - {main, *LIGHT})
+    notes = [
+        f"{system_title(system)} knows {name}: its scores are left out"
+        for system in sorted(there - {main, BACKGROUND, *LIGHT})
+    ]
+    if BACKGROUND in there and name not in added[-1:]:
+        notes.append(f"what the untrained base said beside texts of {name} is left out")
+    return notes
 
 
 def _report(run: RunDirectory, lease: Lease, baseline: bool) -> Iterator[Event]:

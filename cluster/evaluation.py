@@ -25,6 +25,7 @@ from gencls_core.datasets import Dataset
 from gencls_core.errors import StoreError, UsageError
 from gencls_core.events import Event, EventLog, Note, ShardCommitted, StageFinished
 from gencls_core.ownership import Lease
+from gencls_core.posterior import check_posterior
 from gencls_core.remote_path import Location, uri_of
 from gencls_core.run import RunDirectory
 from gencls_core.run_folder import owned
@@ -111,8 +112,10 @@ class _Evaluation:
         manifest = source.manifest()
         models = models_of_run(source, manifest)
         config, data = evaluated_settings(source, manifest, data, changes)
+        known = source.dataset()
+        check_posterior(config.posterior, known.classes, known.prior_counts)
         place = Workplace(stack, config.compute)
-        texts = OtherTexts(source, source, source.dataset(), config, ())
+        texts = OtherTexts(source, source, known, config, ())
         if data is not None:
             texts = other_texts(source, config, data, labelled=labelled)
         if "test" not in texts.dataset.splits:

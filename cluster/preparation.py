@@ -25,7 +25,7 @@ from gencls_core.datasets.dataset import Dataset, SplitName
 from gencls_core.digests import scratch_digest
 from gencls_core.errors import UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
-from gencls_core.posterior import UNLABELLED, resolve_prior
+from gencls_core.posterior import check_posterior
 from gencls_core.precision import Precision
 from gencls_core.prompts import check_prompts, prefixes_for
 from gencls_core.remote_path import Location
@@ -212,13 +212,13 @@ def prepare_run(
         scores: whether texts are scored, too; where not, scoring actors need not fit.
 
     Raises:
-        UsageError: when the prior, `--class-id` or `--class-words` does not fit the classes.
+        UsageError: when the prior, the costs, `--class-id` or `--class-words` do not fit the
+            classes.
         ModelError: when the base model cannot be found.
         ResourceError: when something cannot fit.
     """
     system = system or main_system(config)
-    if config.posterior.prior != UNLABELLED:
-        resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
+    check_posterior(config.posterior, dataset.classes, dataset.prior_counts)
     if names_classes(system):
         check_prompts(config.systems, dataset.classes)
     wanted = _models_to_train(config, dataset, system)

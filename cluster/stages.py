@@ -185,5 +185,11 @@ def report_stage(
 
     began = time.perf_counter()
     posterior = config.posterior
-    build_report(run, prior=posterior.prior, ensemble=posterior.ensemble, models_of=models_of)
+    build_report(
+        run,
+        prior=posterior.prior,
+        ensemble=posterior.ensemble,
+        costs=posterior.costs,
+        models_of=models_of,
+    )
     yield StageFinished("report", uri_of(run.report_path), time.perf_counter() - began)

@@ -66,8 +66,12 @@ def load_run_config(path: Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError.of("not a TOML file", place=path, found=str(error)) from None
-    parse_run_config(values, place=str(path))
     base = path.absolute().parent
+    posterior = values.get("posterior")
+    if isinstance(posterior, dict) and isinstance(posterior.get("costs"), str):
+        # Before anything is checked: reading it is how it is checked.
+        posterior["costs"] = str(base / Path(posterior["costs"]).expanduser())
+    parse_run_config(values, place=str(path))
     data = values.get("data", {})
     for section, key in ((values, "output_dir"), (data, "data_dir")):
         if section.get(key) and "://" not in section[key]:

@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
 )
 
+from gencls_core.cost_file import read_cost_pairs
 from gencls_core.remote_path import RemotePath, as_location, uri_of
 
 __all__ = [
@@ -34,6 +35,17 @@ Positive = Annotated[int, Field(gt=0)]
 
 Place = Annotated[Path | RemotePath, BeforeValidator(as_location), PlainSerializer(uri_of)]
 """A folder, or a place in an object store (s3://, gs://)."""
+
+
+def _pairs_of_file(value: object) -> object:
+    """Read costs where a file is named, so that a run need not find it again."""
+    return read_cost_pairs(Path(value)) if isinstance(value, str | Path) else value
+
+
+Costs = Annotated[
+    tuple[tuple[str, str, Annotated[float, Field(ge=0)]], ...], BeforeValidator(_pairs_of_file)
+]
+"""True class, decided class, and what that costs; given as a file, or as such triples."""
 
 
 class Section(BaseModel):
@@ -228,6 +240,11 @@ class PosteriorConfig(Section):
         "fine-tune of the same base, which is trained for that. `auto`: the fine-tune where "
         "`--recipe auto` has time for it, unless held-out texts speak against it; TF-IDF or NBSVM "
         "where they speak for it. Default: `none`, and `auto` where `--recipe auto` chooses.",
+    )
+    costs: Costs | None = Field(
+        None,
+        description="CSV file (label,decided,cost): also decide by the lowest expected cost. The "
+        "run keeps what it says.",
     )
 
 

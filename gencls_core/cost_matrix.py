@@ -10,20 +10,16 @@ Shapes: N texts, C classes.
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gencls_core.errors import UsageError
+from gencls_core.cost_file import CostPair, check_cost_pairs
 from gencls_core.score_matrix import FloatArray, IntArray
 
-__all__ = ["CostMatrix", "read_costs"]
-
-_COLUMNS = ("label", "decided", "cost")
+__all__ = ["CostMatrix", "costs_of_run"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,19 @@ class CostMatrix:
     classes: tuple[str, ...]
     costs_CC: FloatArray
     """[true class, decided class], any unit."""
+
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[CostPair], classes: Sequence[str]) -> CostMatrix:
+        """Fill in what is left out: a pair costs 1, and 0 where the decision is right.
+
+        Raises:
+            UsageError: when a class is unknown, or no mistake costs anything.
+        """
+        check_cost_pairs(pairs, classes)
+        costs_CC = 1.0 - np.eye(len(classes))
+        for label, decided, cost in pairs:
+            costs_CC[classes.index(label), classes.index(decided)] = cost
+        return cls(tuple(classes), costs_CC)
 
     def decide(self, log_posterior_NC: FloatArray) -> tuple[IntArray, FloatArray]:
         """Give the decision with the lowest expected cost of each text, [N], and that cost, [N]."""
@@ -46,64 +55,9 @@ class CostMatrix:
         return costs_N
 
 
-def read_costs(path: Path, classes: Sequence[str]) -> CostMatrix:
-    """Read a CSV file with the columns `label`, `decided` and `cost`, one line for each pair.
-
-    A pair that is left out costs 1, and 0 where the decision is right.
-
-    Raises:
-        UsageError: naming the line, when a class is unknown, a pair there twice, or a cost is no
-            number from 0 on; and when the file cannot be read or costs nothing at all.
-    """
-    costs_CC = 1.0 - np.eye(len(classes))
-    numbers = {name: number for number, name in enumerate(classes)}
-    seen: dict[tuple[str, str], int] = {}
-    for line, label, decided, cost in _rows(path):
-        for name in (label, decided):
-            if name not in numbers:
-                raise _error(path, line, f"class {name!r}", f"one of {', '.join(classes)}")
-        if (label, decided) in seen:
-            found = f"{label!r} decided as {decided!r} a second time"
-            raise _error(path, line, found, f"it once (line {seen[label, decided]})")
-        seen[label, decided] = line
-        costs_CC[numbers[label], numbers[decided]] = cost
-    if not costs_CC.any():
-        raise _error(path, None, "no cost above 0", "mistakes that cost something")
-    return CostMatrix(tuple(classes), costs_CC)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
-    """Give each line's number, classes and cost."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            if missing := [name for name in _COLUMNS if name not in columns]:
-                found = f"columns {', '.join(columns) or 'none'}"
-                raise _error(path, 1, found, f"columns {', '.join(missing)} as well")
-            reader.fieldnames = columns
-            for row in reader:
-                label, decided, cost = (row[name] or "" for name in _COLUMNS)
-                yield reader.line_num, label, decided, _cost(path, reader.line_num, cost)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _error(path, None, str(error), "a CSV file in UTF-8") from None
-
-
-def _cost(path: Path, line: int, text: str) -> float:
-    try:
-        cost = float(text)
-    except ValueError:
-        cost = math.nan
-    if not 0.0 <= cost < math.inf:
-        raise _error(path, line, repr(text), "a number from 0 on")
-    return cost
-
-
-def _error(path: Path, line: int | None, found: str, expected: str) -> UsageError:
-    return UsageError.of(
-        "the costs of decisions cannot be read",
-        place=str(path) if line is None else f"{path}, line {line}",
-        found=found,
-        expected=expected,
-        remedy="lines such as `Sports,World,5`: a text of Sports that is decided as World costs 5",
-    )
+def costs_of_run(
+    manifest: dict[str, Any], given: Sequence[CostPair] | None = None
+) -> CostMatrix | None:
+    """Give what mistakes cost: as given, else as the run's settings say; None where none do."""
+    pairs = given if given is not None else manifest["config"]["posterior"].get("costs")
+    return None if pairs is None else CostMatrix.from_pairs(pairs, manifest["classes"])

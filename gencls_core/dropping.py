@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gencls_core.model_source import ResolvedModel
 from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
 from gencls_core.scores import ScoreStore, ShardKey, ShardRecord
-from gencls_core.scoring_job import ScoringJob
+from gencls_core.scoring_job import ANY_CLASS, BACKGROUND, ScoringJob
 from gencls_core.storage import children, class_directory_name, read_json, remove_tree, write_json
 from gencls_core.trained_run import main_system, models_of_run
 
@@ -59,16 +60,15 @@ class Drop:
         folder = self.run.path / CHANGE
         remove_tree(folder)
         models = models_of_run(self.run, self.manifest)
-        system, shards = main_system(RunConfig.model_validate(self.manifest["config"])).name, {}
+        shards = {}
         for split in _SPLITS:
             staged = RunDirectory(folder).scores_of(split)
-            keys = list(self._stage(split, staged, models))
-            shards[split] = [[key.class_name, key.index, key.count] for key in keys]
+            keys = [*self._stage(split, staged, models), *self._of_background(split)]
+            shards[split] = [[key.system, key.class_name, key.index, key.count] for key in keys]
         write_json(
             folder / _DECISION,
             {
                 "name": self.name,
-                "system": system,
                 "shards": shards,
                 "dataset": self.after.to_json(),
                 "manifest": self.manifest,
@@ -101,6 +101,17 @@ class Drop:
                 of_class = [record for record in records if were.get(record.key) == record.digest]
                 self._write(store, of_class, staged, anew, wanted, self.after.split(split).rows)
             yield from keys
+
+    def _of_background(self, split: SplitName) -> Iterator[ShardKey]:
+        """Give the shards of the untrained base that stay: of the files before the first that
+        changes."""
+        if split not in self.after.splits:
+            return
+        parts = zip(self.before.parts(split), self.after.parts(split), strict=False)
+        rows = sum(part.rows for part, _ in takewhile(lambda pair: pair[0] == pair[1], parts))
+        for shard in shards_of(self.after, split, _config(self.manifest).scoring.shard_size):
+            if shard.stop <= rows:
+                yield ShardKey(BACKGROUND, ANY_CLASS, shard.index, shard.count)
 
     def _write(
         self,
@@ -145,9 +156,13 @@ def _of(keys: dict[ShardKey, ShardRange]) -> tuple[str, str]:
     return key.system, key.class_name
 
 
+def _config(manifest: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate(manifest["config"])
+
+
 def _job(manifest: dict[str, Any], models: Sequence[ClassModel]) -> ScoringJob:
     """Give what names the shards of a run; nothing is loaded."""
-    config, first = RunConfig.model_validate(manifest["config"]), models[0]
+    config, first = _config(manifest), models[0]
     return ScoringJob(
         system=main_system(config),
         classes=tuple(manifest["classes"]),
@@ -176,16 +191,15 @@ def finish_change(run: RunDirectory) -> bool:
         return False
     run.drop_report()
     write_json(run.dataset_path / "dataset.json", made["dataset"])
-    system = made["system"]
     for split in _SPLITS:
         store, staged = run.scores_of(split), RunDirectory(folder).scores_of(split)
-        wanted = {ShardKey(system, *key) for key in made["shards"][split]}
+        wanted = {ShardKey(*key) for key in made["shards"][split]}
         for key in sorted(wanted):
             if staged.record_path(key).is_file():
                 _put(staged, store, key)
         for name in store.systems():
             # Whatever else has scored these texts knows the class that went.
-            store.retire(name, wanted if name == system else ())
+            store.retire(name, [key for key in wanted if key.system == name])
     name = class_directory_name(made["name"])
     for child in children(run.models_path):
         if child.name == name or child.name.startswith(f".training-{name}-"):

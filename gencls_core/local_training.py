@@ -23,7 +23,7 @@ from gencls_core.digests import scratch_digest
 from gencls_core.errors import ResourceError, StoreError, UsageError
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.ownership import Lease, OwnershipError
-from gencls_core.posterior import UNLABELLED, resolve_prior
+from gencls_core.posterior import check_posterior
 from gencls_core.precision import Precision, cpu_multiplies_bf16, resolve_precision
 from gencls_core.prompts import check_prompts, prefixes_for
 from gencls_core.run import RunDirectory
@@ -187,8 +187,7 @@ def _prepare(config: RunConfig, source: Source, run: RunDirectory) -> _Prepared:
     precision, note = resolve_precision(config.compute.precision, device, bf16=bf16)
     with incoming_folder(run) as incoming:
         dataset = ingest(config.data, incoming, reuse=run.dataset_path, source=source)
-        if config.posterior.prior != UNLABELLED:
-            resolve_prior(config.posterior.prior, dataset.classes, dataset.prior_counts)
+        check_posterior(config.posterior, dataset.classes, dataset.prior_counts)
         if names_classes(system):
             check_prompts(config.systems, dataset.classes)
         if dataset.path != run.dataset_path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import logsumexp
@@ -26,6 +27,7 @@ from gencls_core.calibration import (
     fit_calibration,
     why_not_calibrated,
 )
+from gencls_core.cost_file import check_cost_pairs
 from gencls_core.errors import UsageError
 from gencls_core.score_matrix import (
     BoolArray,
@@ -37,11 +39,15 @@ from gencls_core.score_matrix import (
 )
 from gencls_core.scores import Quantity
 
+if TYPE_CHECKING:
+    from gencls_core.config import PosteriorConfig
+
 __all__ = [
     "UNLABELLED",
     "Calibration",
     "LikelihoodMatrix",
     "Pool",
+    "check_posterior",
     "cross_fitted",
     "evidence",
     "fit_calibration",
@@ -91,6 +97,20 @@ def resolve_prior(
     if abs(total - 1.0) > 1e-6:
         raise _prior_error("the prior does not sum to 1", prior, f"a sum of {total:.6g}")
     return {name: values[name] / total for name in classes}
+
+
+def check_posterior(
+    config: PosteriorConfig, classes: Sequence[str], prior_counts: Mapping[str, int]
+) -> None:
+    """Refuse a prior or costs that do not fit the classes, before anything is trained or scored.
+
+    Raises:
+        UsageError: as `resolve_prior`, and `gencls_core.cost_file.check_cost_pairs`.
+    """
+    if config.prior != UNLABELLED:
+        resolve_prior(config.prior, classes, prior_counts)
+    if config.costs is not None:
+        check_cost_pairs(config.costs, classes)
 
 
 def label_prior(matrix: LikelihoodMatrix) -> dict[str, float]:

@@ -43,6 +43,8 @@ class PriorEstimate:
     """By the sandwich formula or the curvature, whichever is larger; that the calibration was
     fitted, too, is not in it."""
     num_texts: int
+    converged: bool = True
+    """Whether EM came to rest within _MOST_ROUNDS rounds."""
 
 
 def estimate_prior(
@@ -65,13 +67,14 @@ def estimate_prior(
             remedy="--prior train, uniform, or World=0.4,Sports=0.6",
         )
     members = list(_relative_likelihoods(matrix, calibration))
-    prior_C = _maximised(members)
+    prior_C, converged = _maximised(members)
     error_C = _standard_error(members, prior_C)
     names = matrix.classes
     return PriorEstimate(
         prior=dict(zip(names, prior_C.tolist(), strict=True)),
         standard_error=dict(zip(names, error_C.tolist(), strict=True)),
         num_texts=len(matrix),
+        converged=converged,
     )
 
 
@@ -92,8 +95,9 @@ def _relative_likelihoods(
         yield share, np.exp(found_NC - found_NC.max(axis=1, keepdims=True))
 
 
-def _maximised(members: Sequence[Member]) -> FloatArray:
-    """Give the prior that EM comes to, [C]; the objective is concave, so it is the one maximum."""
+def _maximised(members: Sequence[Member]) -> tuple[FloatArray, bool]:
+    """Give the prior that EM comes to, [C], and whether it came to rest there; the objective is
+    concave, so it is the one maximum."""
     texts, classes = members[0][1].shape
     prior_C = np.full(classes, 1.0 / classes)
     for _ in range(_MOST_ROUNDS):
@@ -104,8 +108,8 @@ def _maximised(members: Sequence[Member]) -> FloatArray:
         moved = float(np.abs(new_C - prior_C).max())
         prior_C = new_C
         if moved < _TOLERANCE:
-            break
-    return prior_C
+            return prior_C, True
+    return prior_C, False
 
 
 def _standard_error(members: Sequence[Member], prior_C: FloatArray) -> FloatArray:

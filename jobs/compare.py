@@ -89,7 +89,16 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     "sequence",
     "scoring",
     "posterior",
-    leave_out=("max_samples", "sample_seed", "seed", "recipe", "budget", "folds", "ensemble"),
+    leave_out=(
+        "max_samples",
+        "sample_seed",
+        "seed",
+        "recipe",
+        "budget",
+        "folds",
+        "ensemble",
+        "costs",
+    ),
 )
 @section_options("compute")
 def compare_command(

@@ -89,11 +89,6 @@ TOKENS_PER_TEXT = 512
     show_default=True,
     help="Where the predictions go: .parquet, .csv or .jsonl.",
 )
-@click.option(
-    "--costs",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="CSV (label,decided,cost): also decide by the lowest expected cost.",
-)
 @reject_options
 @section_options(
     "data",
@@ -112,7 +107,6 @@ def classify_command(
     model_dir: Location,
     texts: Path,
     output: Path,
-    costs: Path | None,
     reject: str | None,
     coverage: float | None,
     error_rate: float | None,
@@ -141,7 +135,6 @@ def classify_command(
     data = parse_section(DataConfig, {"data": str(texts), **values.pop("data", {})})
 
     from cluster.evaluation import classify_texts
-    from gencls_core.cost_matrix import read_costs
     from gencls_core.events import StageFinished
     from gencls_core.report.predictions import predict
     from gencls_core.report.rejections import Wanted
@@ -151,16 +144,12 @@ def classify_command(
     wanted = Wanted.of(reject, coverage, error_rate)
     if wanted is not None and wanted.method != "posterior":
         values["scoring"] = {**values.get("scoring", {}), "background": True}
-    by_costs = None
-    if costs is not None:
-        by_costs = read_costs(costs, RunDirectory(model_dir).manifest()["classes"])
     events = draw(classify_texts(model_dir, data, values))
     finished = [event for event in events if isinstance(event, StageFinished)][-1]
     run = RunDirectory(as_location(finished.message))
     rows = predict(
         run,
         output,
-        costs=by_costs,
         reject=wanted,
         prior=flags["prior"],
         ensemble=flags["ensemble"],

@@ -87,6 +87,8 @@ def _option(section: str, name: str, field: Any) -> Callable[[Command], Command]
         kind = _Prompt()
     if name in _PATHS_OR_NAMES:
         kind = _PathOrName()
+    if name in _FILES:
+        kind = click.Path(path_type=Path, dir_okay=False)
     settings: dict[str, Any]
     if is_flag:
         names, settings = [f"{flag}/--no-{flag[2:]}", name], {}
@@ -220,6 +222,9 @@ _PROMPTS = ("prefix",)
 
 _PATHS_OR_NAMES = ("data", "model", "masked_model", "setfit_model")
 """Fields that are a path, or something else's name."""
+
+_FILES = ("costs",)
+"""Fields that are read from a file."""
 
 _NOTHING: tuple[Any, ...] = (None, (), {})
 """What an option is when it was not given."""

@@ -23,7 +23,8 @@ __all__ = ["report_command"]
 @click.option(
     "--costs",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="CSV (label,decided,cost): decide by the lowest expected cost, beside the likeliest.",
+    help="CSV (label,decided,cost): decide by the lowest expected cost, beside the likeliest; "
+    "default: the run's.",
 )
 @click.option(
     "--ensemble",
@@ -51,6 +52,7 @@ def report_command(
       gencls report runs/agnews --ensemble none
       gencls report runs/agnews --reject posterior --coverage 0.9
     """
+    from gencls_core.cost_file import read_cost_pairs
     from gencls_core.report.build import build_report
     from gencls_core.report.rejections import Wanted
     from gencls_core.run import RunDirectory
@@ -60,7 +62,10 @@ def report_command(
         raise click.UsageError("give --prior or --prior-from, not both: each is the whole prior")
     wanted = Wanted.of(reject, coverage, error_rate)
     directory = RunDirectory(run)
+    pairs = None
+    if costs is not None:
+        pairs = read_cost_pairs(costs, directory.manifest()["classes"])
     build_report(
-        directory, prior=prior_from or prior, ensemble=ensemble, costs=costs, reject=wanted
+        directory, prior=prior_from or prior, ensemble=ensemble, costs=pairs, reject=wanted
     )
     print_summary(directory.report_path)

@@ -12,6 +12,7 @@ __all__ = ["resubmit_command", "submit_command"]
 
 SUBMITTED = (
     "run", "train", "evaluate", "classify", "compare", "report", "query", "plan", "prepare", "pull",
+    "add-class", "drop-class",
 )  # fmt: skip
 """The commands that make sense on a cluster."""
 

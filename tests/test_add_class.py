@@ -461,6 +461,42 @@ def test_other_systems_are_left_out_with_a_note(made, run):
     assert verify(run).whole, verify(run).findings
 
 
+def test_what_the_untrained_base_said_of_the_old_texts_stays(made, run):
+    config = config_at(made, run)
+    config = config.model_copy(
+        update={"scoring": config.scoring.model_copy(update={"background": True})}
+    )
+    list(run_all(config))
+    before = digests(run, "scores/system=background", "validation-scores/system=background")
+    assert before
+    events = list(add_class(run.path, asked(made), {}))
+    added = [e for e in events if isinstance(e, ShardCommitted) and e.system == "background"]
+    assert {e.split for e in added} == {"test", "validation"}
+    after = digests(run, "scores/system=background", "validation-scores/system=background")
+    assert before.items() < after.items()
+    assert sum(e.rows for e in added) == TEST + run.dataset().held_out - 12
+    assert not [e for e in run_all(config) if isinstance(e, ShardCommitted)]
+    list(drop_class(run.path, NEW, {}))
+    assert before == digests(run, "scores/system=background", "validation-scores/system=background")
+    events = list(drop_class(run.path, CLASSES[0], {}))
+    assert any("untrained base" in e.message for e in events if isinstance(e, Note))
+    assert "background" not in run.scores.systems()
+
+
+def test_costs_go_with_the_classes(made, run):
+    manifest = run.manifest()
+    pair = [CLASSES[0], CLASSES[1], 7.0]
+    posterior = {**manifest["config"]["posterior"], "costs": [pair]}
+    run.write_manifest({**manifest, "config": {**manifest["config"], "posterior": posterior}})
+    list(add_class(run.path, asked(made), {}))
+    costs = read_json(run.report_path / "report.json")["decisions"]["costs"]
+    assert (len(costs), costs[0][1], costs[0][3]) == (4, 7.0, 1.0)
+    list(drop_class(run.path, CLASSES[1], {}))
+    assert run.manifest()["config"]["posterior"]["costs"] == []
+    costs = read_json(run.report_path / "report.json")["decisions"]["costs"]
+    assert costs == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+
 def test_the_commands_say_what_changed_and_what_it_cost(made, run):
     runner = CliRunner()
     arguments = ["add-class", str(run.path), "--name", NEW, str(made / "new-train.jsonl")]

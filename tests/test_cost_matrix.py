@@ -8,13 +8,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cluster_fixtures import gencls, succeed
+from model_fixtures import make_model_folder
 from report_fixtures import make_run
+from run_fixtures import make_data
 
-from gencls_core.cost_matrix import read_costs
+from gencls_core.cost_file import read_cost_pairs
+from gencls_core.cost_matrix import CostMatrix
 from gencls_core.errors import UsageError
 from gencls_core.report.inference import infer
 
 CLASSES = ("World", "Sports, and more", "c")
+
+
+def read_costs(path, classes):
+    return CostMatrix.from_pairs(read_cost_pairs(path, classes), classes)
 
 
 def written(path, *lines, head="label,decided,cost"):
@@ -126,3 +133,85 @@ def test_wrong_costs_leave_the_report_as_it_was(tmp_path):
     assert code == 2
     assert "nobody" in said
     assert (run.report_path / "report.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("costs")
+    make_data(folder / "data")
+    make_model_folder(folder / "base", "gpt2", context=64)
+    written(folder / "costs.csv", "01,a b,9")
+    (folder / "run.toml").write_text(
+        """
+output_dir = "run"
+[data]
+data_dir = "data"
+validation_fraction = 0.2
+[model]
+model = "base"
+[recipe]
+recipe = "independent"
+[training]
+epochs = 1
+[posterior]
+costs = "costs.csv"
+[compute]
+num_cpus = 2
+memory_gb = 8
+"""
+    )
+    succeed("run", folder / "run.toml")
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+class TestRuns:
+    @staticmethod
+    def decisions(path):
+        return json.loads(path.read_text())["decisions"]
+
+    def test_a_run_keeps_the_costs_of_its_file(self, folder):
+        report = folder / "run" / "report" / "report.json"
+        made = self.decisions(report)
+        assert made["costs"][0][2] == 9  # 01, Sci/Tech, a b
+        moved = (folder / "costs.csv").rename(folder / "moved.csv")
+        succeed("report", folder / "run")
+        moved.rename(folder / "costs.csv")
+        assert self.decisions(report) == made
+
+    def test_an_evaluation_may_have_its_own(self, folder, tmp_path):
+        path = written(tmp_path / "other.csv", "a b,01,4")
+        succeed("evaluate", "--model-dir", folder / "run", "--costs", path)
+        report = folder / "run" / "report" / "report.json"
+        assert [row[0] for row in self.decisions(report)["costs"]] == [0, 1, 4]
+        succeed("report", folder / "run")
+        assert [row[0] for row in self.decisions(report)["costs"]] == [0, 1, 1]
+
+    def test_new_texts_are_decided_by_them(self, folder, tmp_path):
+        (tmp_path / "texts.txt").write_text("orbit laser kernel\nbond tariff ledger\n")
+        command = ("classify", "--model-dir", folder / "run", tmp_path / "texts.txt", "--output")
+        succeed(*command, tmp_path / "a.parquet")
+        rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+        assert all(row["decided"] and row["expected_cost"] > 0 for row in rows)
+        free = [f"{label},01,0" for label in ("Sci/Tech", "a b")]
+        path = written(tmp_path / "free.csv", *free)
+        succeed(*command, tmp_path / "b.parquet", "--costs", path)
+        rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
+        assert [row["decided"] for row in rows] == ["01", "01"]
+
+    def test_costs_of_no_class_are_refused_before_anything_is_done(self, folder, tmp_path):
+        path = written(tmp_path / "costs.csv", "01,Weather,9")
+        for command in (
+            ("run", folder / "run.toml", "--output-dir", tmp_path / "run"),
+            ("evaluate", "--model-dir", folder / "run"),
+            ("classify", "--model-dir", folder / "run", folder / "data" / "test.jsonl"),
+        ):
+            code, said = gencls(*command, "--costs", path)
+            assert code == 2
+            assert "'Weather'" in said
+            assert "Sci/Tech" in said
+        assert not (tmp_path / "run" / "models").exists()
+        code, said = gencls("run", folder / "run.toml", "--costs", tmp_path / "absent.csv")
+        assert code == 2
+        assert "absent.csv" in said

@@ -19,7 +19,7 @@ from gencls_core.errors import UsageError
 from gencls_core.posterior import posterior_of
 from gencls_core.prior_shift import estimate_prior
 from gencls_core.report.build import build_report
-from gencls_core.report.inference import infer, infer_by_range
+from gencls_core.report.inference import UNSETTLED, infer, infer_by_range
 from gencls_core.score_matrix import LikelihoodMatrix
 
 CLASSES = ("a", "b", "c")
@@ -124,6 +124,13 @@ def test_it_labels_texts_of_other_proportions_better():
     }
     assert right["equal"] + 0.05 < right["estimated"]
     assert right["estimated"] == pytest.approx(right["true"], abs=0.005)
+
+
+def test_an_estimate_that_does_not_come_to_rest_says_so(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    assert UNSETTLED not in infer(run, prior="unlabelled").notes
+    monkeypatch.setattr("gencls_core.prior_shift._MOST_ROUNDS", 2)
+    assert UNSETTLED in build_report(run, prior="unlabelled").notes
 
 
 def test_labels_are_not_read():

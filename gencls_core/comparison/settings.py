@@ -22,6 +22,7 @@ __all__ = ["settings_of"]
 _NOT_A_SETTING = {
     "split_seed", "sample_seed", "seed", "max_samples", "shard_size", "tokens_per_batch",
     "per_token", "gradient_checkpointing", "data_dir", "data", "ensemble", "background",
+    "costs",
 }  # fmt: skip
 """Seeds and sizes make repetitions and points of a curve; the others change no
 result, or none that is compared."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from gencls_core.calibration import Pool
-from gencls_core.cost_matrix import read_costs
+from gencls_core.cost_file import CostPair
+from gencls_core.cost_matrix import costs_of_run
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import DataError
 from gencls_core.metrics import Metrics, evaluate, perplexities
@@ -65,13 +65,13 @@ def build_report(
     ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
-    costs: Path | None = None,
+    costs: Sequence[CostPair] | None = None,
     reject: Wanted | None = None,
 ) -> Report:
     """Evaluate the test scores of a run and write predictions.parquet and report.{json,md,html}.
 
-    Arguments are those of `gencls_core.report.inference.infer`, and `costs`, a file of
-    `gencls_core.cost_matrix.read_costs`: what is decided by it is shown beside. What is to be
+    Arguments are those of `gencls_core.report.inference.infer`, and `costs`, what mistakes cost
+    (default: as the run's settings say): what is decided by them is shown beside. What is to be
     refused (`reject`) is left without an answer in the predictions. Built twice from the same
     files, everything but the time of writing is the same byte for byte.
 
@@ -79,12 +79,12 @@ def build_report(
         DataError: when no test text has a label; predictions can still be had with `infer` and
             `write_predictions`.
         StoreError: when scores are missing or contradict each other.
-        UsageError: when the prior or what is to be refused cannot be obeyed, or the costs cannot
-            be read.
+        UsageError: when the prior or what is to be refused cannot be obeyed, or the costs do
+            not fit the classes.
     """
     manifest = run.manifest()
     system = system or system_of(manifest)
-    of_decisions = None if costs is None else read_costs(costs, manifest["classes"])
+    of_decisions = costs_of_run(manifest, costs)
     inference = infer(run, prior=prior, ensemble=ensemble, system=system, models_of=models_of)
     dataset = run.dataset()
     if (inference.matrix.label_codes < 0).all():

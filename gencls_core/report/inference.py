@@ -35,6 +35,11 @@ BY_LOSS = (
     "perplexities and stored scores are exact."
 )
 
+UNSETTLED = (
+    "The prior of the unlabelled texts had not come to rest when its estimation was given up: the "
+    "likelihoods hardly tell the classes apart. Take `--prior train`, or one that is known."
+)
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -168,7 +173,8 @@ class Rule:
             # What a classifier says has the prior of its train texts in it.
             return replace(rule, prior=resolve_prior("train", self.classes, counts))
         estimate = estimate_prior(decided, None if self.fit is None else self.fit.calibration)
-        return replace(rule, prior=estimate.prior, estimate=estimate)
+        notes = rule.notes if estimate.converged else (*rule.notes, UNSETTLED)
+        return replace(rule, prior=estimate.prior, estimate=estimate, notes=notes)
 
     @property
     def answer(self) -> Calibration | Pool | None:

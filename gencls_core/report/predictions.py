@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from gencls_core.cost_matrix import CostMatrix
+from gencls_core.cost_matrix import CostMatrix, costs_of_run
 from gencls_core.errors import UsageError
 from gencls_core.remote_path import Location
 from gencls_core.report.inference import Inference, infer_by_range
@@ -154,7 +154,6 @@ def predict(
     ensemble: str | None = None,
     system: str | None = None,
     models_of: RunDirectory | None = None,
-    costs: CostMatrix | None = None,
     reject: Wanted | None = None,
 ) -> int:
     """Publish the predictions of a run's scores, however many: a shard at a time in memory.
@@ -167,6 +166,7 @@ def predict(
         StoreError: when scores are missing or contradict each other.
     """
     _check_suffix(path)
+    costs = costs_of_run(run.manifest())
     inferences = infer_by_range(
         run, prior=prior, ensemble=ensemble, system=system, models_of=models_of
     )
