@@ -80,6 +80,16 @@ class TrainingProgress(Event):
     learning_rate: float
     tokens_per_second: float
 
+    @property
+    def figures(self) -> str:
+        """How far it has come, and its losses, as people read them."""
+        parts = [f"epoch {self.epoch:.1f}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.validation_nll is not None:
+            parts.append(f"held-out {self.validation_nll:.3f}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class ClassTrained(Event):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gencls_core.datasets.ingest import ingest
 from gencls_core.datasets.source import Source
 from gencls_core.digests import scratch_digest
 from gencls_core.errors import ResourceError, StoreError, UsageError
+from gencls_core.events import TrainingProgress
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.posterior import check_posterior
@@ -39,7 +40,11 @@ from gencls_core.training_task import TOKENS_PER_PASS, TrainingTask
 __all__ = ["train_here"]
 
 
-def train_here(config: RunConfig, source: Source) -> RunDirectory:
+def train_here(
+    config: RunConfig,
+    source: Source,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> RunDirectory:
     """Train the models of a recipe on texts, score those held out, and leave a run directory.
 
     What is committed there with the same texts and settings is not made again. Python's, NumPy's
@@ -48,6 +53,7 @@ def train_here(config: RunConfig, source: Source) -> RunDirectory:
     Args:
         config: where the run goes, and all settings; its data only says how many are held out.
         source: the texts.
+        on_progress: called now and then while a model is trained.
 
     Raises:
         UsageError: when the recipe is still to be chosen, or prior or class words do not fit.
@@ -72,7 +78,7 @@ def train_here(config: RunConfig, source: Source) -> RunDirectory:
         run.write_manifest({**manifest, "status": "running"})
         try:
             with _randomness_kept():
-                prepared.train(lease)
+                prepared.train(lease, on_progress)
             _score_held_out(prepared, lease)
             status = "finished"
         except OwnershipError:
@@ -107,7 +113,7 @@ class _Prepared:
     def training(self) -> ResolvedTraining:
         return training_of(self.config, self.dataset, self.system)
 
-    def train(self, lease: Lease) -> None:
+    def train(self, lease: Lease, on_progress: Callable[[TrainingProgress], None] | None) -> None:
         """Train every model that is not committed with the wanted digest."""
         names = list(enumerate(model_names(self.system, self.dataset.classes)))
         tasks = [task for number, name in names if (task := self._task(number, name)) is not None]
@@ -125,7 +131,7 @@ class _Prepared:
                     store.drop(self.system.name, name)
             fence = lease.fence(f"train-{task.system}-{task.class_id}")
             try:
-                train_class(replace(task.with_texts(self.dataset), fence=fence))
+                train_class(replace(task.with_texts(self.dataset), fence=fence), on_progress)
             except torch.OutOfMemoryError as error:
                 raise ResourceError.of(
                     f"training of {task.title} does not fit into the GPU",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,11 +28,14 @@ from gencls_core.classifier_run import ClassifierRun
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets.given import Given
 from gencls_core.errors import UsageError
+from gencls_core.events import TrainingProgress
 from gencls_core.given_texts import checked_texts
 from gencls_core.local_training import train_here
 from gencls_core.score_matrix import FloatArray
 
 __all__ = ["GenerativeClassifier"]
+
+PRINTED_SECONDS = 5.0
 
 
 class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -59,6 +63,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         seed: of weights, order of texts, and what is held out.
         output_dir: where the run is kept: one for each fit, since another fit there replaces it.
             None: a temporary folder, which goes with this object; a pickle holds its files.
+        verbose: print a line every few seconds of training, as scikit-learn's estimators do.
 
     Attributes:
         classes_: [K] the labels, sorted, of their own type.
@@ -81,6 +86,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         precision: str = "auto",
         seed: int = 0,
         output_dir: str | Path | None = None,
+        verbose: bool | int = False,
     ) -> None:
         self.model = model
         self.recipe = recipe
@@ -95,6 +101,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.precision = precision
         self.seed = seed
         self.output_dir = output_dir
+        self.verbose = verbose
 
     def fit(self, X: Iterable[str], y: Any) -> Self:
         """Train on texts.
@@ -130,7 +137,8 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if folder is None:
             folder = self._temporary_folder()
         config = parse_run_config(self._settings(folder), place=type(self).__name__)
-        run = train_here(config, Given(texts, [names[code] for code in codes_N], names))
+        given = Given(texts, [names[code] for code in codes_N], names)
+        run = train_here(config, given, _Printed() if self.verbose else None)
         self.classes_ = classes_K
         self.run_ = ClassifierRun.open(run.path)
         return self
@@ -221,6 +229,20 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             (folder / name).write_bytes(content)
         if (folder / "run.json").exists():
             self.run_ = ClassifierRun.open(folder)
+
+
+class _Printed:
+    """Prints how training goes: every few seconds, and where a model ends."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, found: TrainingProgress) -> None:
+        now, ended = time.monotonic(), found.step == found.total_steps
+        if ended or now - self._last >= PRINTED_SECONDS:
+            self._last = now
+            steps = f"step {found.step}/{found.total_steps}"
+            print(f"{found.class_name}: {steps}, {found.figures}", flush=True)
 
 
 def _refuse_missing(labels_N: Any) -> None:

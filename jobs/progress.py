@@ -135,7 +135,7 @@ class _Lines:
             of_step = (time.monotonic() - began) / (event.step - first)
             left = f", about {duration(of_step * (event.total_steps - event.step))} left"
         self.say(
-            f"  {event.class_name}: step {event.step}/{event.total_steps}, {_losses(event)}{left}"
+            f"  {event.class_name}: step {event.step}/{event.total_steps}, {event.figures}{left}"
         )
 
     def shard(self, event: ShardCommitted) -> None:
@@ -204,7 +204,7 @@ class _Bars(_Lines):
             bar,
             completed=event.step,
             total=event.total_steps,
-            detail=f"{_losses(event)}, {event.tokens_per_second:,.0f} tokens/s",
+            detail=f"{event.figures}, {event.tokens_per_second:,.0f} tokens/s",
         )
 
     def shard(self, event: ShardCommitted) -> None:
@@ -221,12 +221,3 @@ class _Bars(_Lines):
         elapsed = max(time.monotonic() - since, 1e-3)
         if key in self._bars:
             self._progress.update(self._bars[key], detail=f"{tokens / elapsed:,.0f} tokens/s")
-
-
-def _losses(event: TrainingProgress) -> str:
-    parts = [f"epoch {event.epoch:.1f}"]
-    if event.loss is not None:
-        parts.append(f"loss {event.loss:.3f}")
-    if event.validation_nll is not None:
-        parts.append(f"held-out {event.validation_nll:.3f}")
-    return ", ".join(parts)

@@ -161,6 +161,15 @@ def test_fitting_twice_is_fitting_once(settings, fitted):
     assert not first.exists()
 
 
+def test_it_says_how_training_goes_when_asked(settings, capsys):
+    GenerativeClassifier(**settings).fit(TEXTS, LABELS)
+    assert capsys.readouterr().out == ""
+    GenerativeClassifier(**settings, verbose=1).fit(TEXTS, LABELS)
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in lines} == set(CLASSES)
+    assert all("loss" in line and "held-out" in line for line in lines if "epoch 2.0" in line)
+
+
 def test_random_numbers_go_on(settings):
     def drawn():
         return random.random(), np.random.random(), torch.rand(1).item()
