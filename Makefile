@@ -49,7 +49,7 @@ demo: .venv/installed
 	$(BIN)/gencls run $(DEMO)
 
 # Two files at once or more, each with a Ray of its own: most of a test's time is waiting for processes.
-WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m 'not slow' $(WORKERS)
 

@@ -68,6 +68,31 @@ def shared_ray() -> SharedRay:
     return RAY
 
 
+SLOWEST = (
+    "test_cross_validation.py",
+    "test_selection.py",
+    "test_compare_systems.py",
+    "test_recipes.py",
+)
+"""Files of minutes: begun last, one would keep a worker busy while the others have nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slowest files, then those that share a Ray, which then starts once; files of
+    seconds come last, so that all workers end together (`--no-loadscope-reorder` keeps this)."""
+    turns: dict[Path, int] = {}
+    for item in items:
+        turn = len(SLOWEST) + 2
+        if item.path.name in SLOWEST:
+            turn = SLOWEST.index(item.path.name)
+        elif "shared_ray" in getattr(item, "fixturenames", ()):
+            turn = len(SLOWEST)
+        elif item.get_closest_marker("ray"):
+            turn = len(SLOWEST) + 1
+        turns[item.path] = min(turn, turns.get(item.path, turn))
+    items.sort(key=lambda item: turns[item.path])
+
+
 _STDERR = pytest.StashKey[int]()
 
 
