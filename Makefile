@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := --data demo --model scratch:tiny --epochs 20 --learning-rate 2e-3 --recipe independent \
-        --output-dir runs/demo
+        --per-token --output-dir runs/demo
 
 .PHONY: help venv browser demo test faults test-slow chaos bench accuracy pictures lint format clean
 
@@ -77,8 +77,8 @@ accuracy: .venv/installed-slow
 	$(BIN)/python -m benchmarks.accuracy --data '$(DATA)' --output runs/accuracy $(CELLS)
 
 pictures: .venv/installed-dev
-	$(BIN)/gencls run $(DEMO) --per-token --output-dir runs/pictures
-	$(BIN)/python -m benchmarks.pictures runs/pictures
+	$(BIN)/gencls run $(DEMO)
+	$(BIN)/python -m benchmarks.pictures runs/demo
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

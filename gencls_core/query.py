@@ -6,7 +6,7 @@
                         under the class models
     examples            example_id, text, label, split of the run's dataset
     predictions         report/predictions.parquet
-    errors              predictions whose `predicted` is not the `label`, with the text
+    errors              predictions whose `answer` is not the `label`, with the text
 
 The views are Arrow datasets over exactly the committed shards, in a folder or in an object store,
 so the database itself opens no file: it runs with external access off and its configuration
@@ -222,6 +222,8 @@ def _add_predictions(
     except (OSError, pa.ArrowException) as error:
         raise _torn(run, error) from None
     connection.register("predictions", _files([path], schema, [ds.scalar(True)]))
+    # Files of earlier revisions have no column for it; they stood by the likeliest class.
+    answer = "answer" if "answer" in schema.names else "predicted"
     text, join = "", ""
     if with_texts:
         text = ", texts.text"
@@ -231,7 +233,7 @@ def _add_predictions(
         )
     connection.execute(
         f"CREATE TEMP VIEW errors AS SELECT predictions.*{text} FROM predictions {join}"
-        "WHERE predictions.predicted <> predictions.label"
+        f"WHERE predictions.{answer} <> predictions.label"
     )
 
 

@@ -37,7 +37,7 @@ def query_command(
            errors        wrong predictions with their texts
 
     \b
-      gencls query runs/agnews "select label, predicted, count(*) from predictions group by all"
+      gencls query runs/agnews "select label, answer, count(*) from predictions group by all"
       gencls query runs/agnews "from errors order by margin desc" --output errors.csv
     """
     from gencls_core.query import run_query

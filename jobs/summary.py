@@ -44,7 +44,7 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
             name,
             _percent(values["accuracy"][form]),
             _interval(interval),
-            _percent(values["macro_f1"][form]),
+            f"{values['macro_f1'][form]:.3f}",
             style="bold" if form == report["answer"] else None,
         )
     for name, baseline in report["baselines"].items():
@@ -52,7 +52,7 @@ def print_summary(report_path: Location, console: Console | None = None) -> None
             system_title(name),
             _percent(baseline["accuracy"]),
             _interval(baseline["accuracy_ci95"]),
-            _percent(baseline["macro_f1"]),
+            f"{baseline['macro_f1']:.3f}",
         )
     console.print(table)
     if (selection := report.get("selection")) is not None:

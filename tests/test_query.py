@@ -170,6 +170,15 @@ def test_examples_and_errors(run: RunDirectory) -> None:
     assert errors.column("text")[0].as_py() == "test text 1\nsecond line"
 
 
+def test_errors_go_by_what_the_run_stands_by(run: RunDirectory) -> None:
+    write_predictions(run)
+    table = pq.read_table(run.predictions_path)
+    answers = [CLASSES[n % len(CLASSES)] if n != 3 else "01" for n in range(EXAMPLES)]
+    pq.write_table(table.append_column("answer", [answers]), run.predictions_path)
+    errors = run_query(run, "FROM errors").column("example_id").to_pylist()
+    assert errors == (["test-3"] if CLASSES[3 % len(CLASSES)] != "01" else [])
+
+
 @pytest.mark.parametrize("view", ["predictions", "errors", "Errors"])
 def test_predictions_need_a_report(run: RunDirectory, view: str) -> None:
     with pytest.raises(StoreError, match=r"(?s)no predictions.*gencls report"):

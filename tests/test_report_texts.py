@@ -75,6 +75,16 @@ def test_mistakes_come_first_and_then_the_unsure(made: tuple[RunDirectory, Infer
     assert "--per-token" in found.note
 
 
+def test_the_true_class_is_among_the_probabilities(
+    made: tuple[RunDirectory, Inference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, inference = made
+    monkeypatch.setattr("gencls_core.report.texts._LIKELIEST", 1)
+    for text in shown_texts(run, inference, run.dataset()).shown:
+        names = [name for name, _ in text.likeliest]
+        assert names == [text.answer, *([text.label] if text.is_wrong else [])]
+
+
 def test_a_text_that_is_gone_is_said_to_be(made: tuple[RunDirectory, Inference]) -> None:
     run, inference = made
     ids = inference.matrix.example_ids.to_pylist()

@@ -5,6 +5,7 @@ A script makes the table of texts; everything else is there without it.
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
@@ -101,7 +102,12 @@ def _figures(report: Report) -> list[_Figure]:
     for name, meaning, both, shown in (
         ("Macro F1", "mean over the classes", report.macro_f1, words.number),
         ("Weighted F1", "mean weighted by texts", report.weighted_f1, words.number),
-        ("NLL", "nats per text; lower is better", report.nll, words.nats),
+        (
+            "NLL",
+            f"nats per text; guessing evenly: {math.log(len(report.classes)):.2f}",
+            report.nll,
+            words.nats,
+        ),
         ("Brier score", "0 is perfect, 2 worst", report.brier, words.number),
         ("Calibration error", "expected, 15 bins; 0 is best", report.ece, words.number),
         (

@@ -153,8 +153,9 @@
   function sum(found, i) {
     const lines = found.items.map(([name, value]) => [name, signed(value)]);
     lines.push(["together", signed(found.odds), true]);
+    const isTrue = found.against === data.label[i] ? " (the true class)" : "";
     const cut = found.cut ? "; the text was cut before it was scored" : "";
-    return table(`Nats for ${className(data.answer[i])} against ${className(found.against)}${cut}`, lines);
+    return table(`Nats for ${className(data.answer[i])} against ${className(found.against)}${isTrue}${cut}`, lines);
   }
 
   function likeliest(i) {

@@ -72,7 +72,7 @@ class ShownText:
     """The same against the true class; 0 where the answer is right or nobody knows."""
     num_tokens: int
     likeliest: tuple[tuple[str, float], ...]
-    """The first classes and their probabilities."""
+    """The first classes and their probabilities; the true one in any case."""
     evidence: Evidence | None = field(default=None, compare=False)
 
     @property
@@ -149,7 +149,9 @@ def shown_texts(run: RunDirectory, inference: Inference, dataset: Dataset) -> Te
     shown = []
     for place, row in enumerate(order.tolist()):
         log_p_C = inference.answer[row]
-        best = np.argsort(-log_p_C, kind="stable")[:_LIKELIEST]
+        best = np.argsort(-log_p_C, kind="stable")[:_LIKELIEST].tolist()
+        if (truth := int(matrix.label_codes[row])) >= 0 and truth not in best:
+            best.append(truth)
         whole = wholes.get(row)
         is_spelt_out = place < SHOWN_MISTAKES and wrong_N[row]
         text = _cut(whole, _LONGEST_MISTAKE_BYTES if is_spelt_out else room)
@@ -160,7 +162,7 @@ def shown_texts(run: RunDirectory, inference: Inference, dataset: Dataset) -> Te
                 text=text,
                 left_out=len(whole or "") - len(text or ""),
                 label=matrix.label(row),
-                answer=matrix.classes[int(best[0])],
+                answer=matrix.classes[best[0]],
                 probability=float(np.exp(log_p_C[best[0]])),
                 margin=float(margin_N[row]),
                 ahead=float(ahead_N[row]),
