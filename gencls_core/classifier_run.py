@@ -28,7 +28,14 @@ from gencls_core.explanations import explain_example, explain_text
 from gencls_core.given_texts import checked_texts
 from gencls_core.remote_path import Location, RemotePath, as_location, uri_of
 from gencls_core.report.fitting import Companion
-from gencls_core.report.inference import Inference, Rule, origin_of, prior_counts, rule_of
+from gencls_core.report.inference import (
+    Inference,
+    Rule,
+    origin_of,
+    prior_counts,
+    require_same_classes,
+    rule_of,
+)
 from gencls_core.report.schema import Report
 from gencls_core.run import RunDirectory
 from gencls_core.score_matrix import FloatArray
@@ -82,7 +89,8 @@ class ClassifierRun:
                 run: a folder or a URI (`s3://…`, `gs://…`).
 
         Raises:
-            StoreError: when there is no run, or it has no language model.
+            StoreError: when there is no run, or it has no language model; when an evaluation's
+                run has other classes by now.
             UsageError: when a URI cannot be a run directory.
         """
         path: Location = as_location(place).expanduser().absolute()
@@ -102,6 +110,7 @@ class ClassifierRun:
                 expected="a trained recipe",
                 remedy="train one with `gencls run`",
             )
+        require_same_classes(found._run, found._origin)
         return found
 
     def __repr__(self) -> str:

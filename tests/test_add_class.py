@@ -22,8 +22,9 @@ import cluster.add_class
 import gencls_core.dropping
 from cluster.add_class import add_class
 from cluster.drop_class import drop_class
-from cluster.evaluation import classify_texts
+from cluster.evaluation import classify_texts, evaluate_models
 from cluster.pipeline import run_all
+from gencls_core import ClassifierRun
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig
 from gencls_core.datasets.growth import NewClass
@@ -263,6 +264,32 @@ def test_the_classes_go_on_to_be_used(made, larger, tmp_path):
     *_, last = classify_texts(larger.path, DataConfig(data=str(texts)), {})
     found = RunDirectory(Path(last.message))
     assert {name for _, name in scores(found)} == {*CLASSES, NEW}
+
+
+@pytest.mark.parametrize("change", ["added", "dropped"])
+def test_an_evaluation_is_of_the_classes_that_it_was_made_with(made, larger, tmp_path, change):
+    run = larger
+    if change == "added":
+        list(drop_class(run.path, NEW, {}))
+    texts = [{"text": t, "label": c} for c in CLASSES for t in sentences(c, 5, 9)]
+    data = DataConfig(data=str(write_jsonl(tmp_path / "later.jsonl", texts)))
+    *_, last = evaluate_models(run.path, data, {})
+    evaluation = RunDirectory(Path(last.message).parent)
+    before = build_report(evaluation)
+    if change == "added":
+        list(add_class(run.path, asked(made), {}))
+    else:
+        list(drop_class(run.path, NEW, {}))
+    for ask in (lambda: build_report(evaluation), lambda: ClassifierRun.open(evaluation.path)):
+        with pytest.raises(StoreError, match="other classes than") as error:
+            ask()
+        assert NEW in str(error.value)
+        assert "gencls evaluate" in str(error.value)
+    # The scores are there, and the texts can be scored again under the classes of now.
+    assert run_query(evaluation, "select count(*) as n from scores").column("n")[0].as_py() > 0
+    *_, last = evaluate_models(run.path, data, {})
+    report = build_report(RunDirectory(Path(last.message).parent))
+    assert set(before.classes) ^ set(report.classes) == {NEW}
 
 
 INTERRUPTIONS = {"training": ClassTrained, "scoring": ShardCommitted}

@@ -27,7 +27,16 @@ from gencls_core.score_matrix import (
 from gencls_core.scores import ShardRecord
 from gencls_core.storage import resolve_below
 
-__all__ = ["Inference", "Rule", "infer", "infer_by_range", "origin_of", "prior_counts", "rule_of"]
+__all__ = [
+    "Inference",
+    "Rule",
+    "infer",
+    "infer_by_range",
+    "origin_of",
+    "prior_counts",
+    "require_same_classes",
+    "rule_of",
+]
 
 
 BY_LOSS = (
@@ -234,6 +243,7 @@ def rule_of(
     system = system or main
     classes = tuple(manifest["classes"])
     origin = models_of or origin_of(run, manifest)
+    require_same_classes(run, origin)
     config = manifest["config"]
     prior_name = prior if prior is not None else config["posterior"]["prior"]
     by_loss = config["scoring"]["likelihood"] == "loss"
@@ -275,6 +285,31 @@ def origin_of(run: RunDirectory, manifest: dict[str, Any]) -> RunDirectory:
     """Give the run that trained the models and scored the validation texts."""
     named = manifest.get("calibration_run")
     return RunDirectory(resolve_below(run.path, named)) if named else run
+
+
+def require_same_classes(run: RunDirectory, origin: RunDirectory) -> None:
+    """Refuse an evaluation whose run has gained or lost a class since: calibration and prior are
+    of other classes now, and so are the models.
+
+    Raises:
+        StoreError: saying which class it is.
+    """
+    try:
+        mine, its = (tuple(of.manifest()["classes"]) for of in (run, origin))
+    except StoreError:  # an evaluation that was moved away from its run
+        return
+    if set(mine) == set(its):
+        return
+    changes = [f"with {name}" for name in its if name not in mine]
+    changes += [f"without {name}" for name in mine if name not in its]
+    raise StoreError.of(
+        "the run has other classes than when it scored these texts",
+        place=run.path,
+        found=f"a run {' and '.join(changes)}",
+        expected=f"the classes {', '.join(mine)}",
+        remedy="give the texts to `gencls evaluate` or `gencls classify` again: they are scored "
+        "under the classes that there are now; `gencls query` still reads these scores",
+    )
 
 
 def prior_counts(run: RunDirectory, origin: RunDirectory) -> dict[str, int]:
