@@ -15,7 +15,7 @@ import pytest
 from page_fixtures import parsed
 from report_fixtures import CLASSES, make_run
 
-from gencls_core.errors import DataError, StoreError, UsageError
+from gencls_core.errors import DataError, GenclsError, StoreError, UsageError
 from gencls_core.metrics import evaluate
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import infer
@@ -222,6 +222,16 @@ def test_torn_test_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="'01'"):
         build_report(run)
     assert not run.report_path.exists()
+
+
+def test_a_page_that_cannot_be_made_leaves_the_report_as_it_was(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    build_report(run)
+    before = {path.name: path.read_bytes() for path in run.report_path.iterdir()}
+    (run.dataset_path / "test.parquet").unlink()
+    with pytest.raises((GenclsError, OSError)):
+        build_report(run, prior="uniform")
+    assert {path.name: path.read_bytes() for path in run.report_path.iterdir()} == before
 
 
 def test_unfinished_baseline_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser_fixtures import Browser, browser  # noqa: F401
-from cluster_fixtures import succeed
+from cluster_fixtures import gencls, succeed
 from page_fixtures import parsed
 from report_fixtures import make_run
 from run_fixtures import make_config, write_jsonl
@@ -176,8 +177,6 @@ def test_the_page_holds_them_unharmed(explained: RunDirectory) -> None:
 
 @pytest.mark.ray
 def test_a_lost_tokenizer_takes_no_report_away(explained: RunDirectory, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(explained.path, copy)
     for path in copy.rglob("tokenizer.json"):
@@ -189,6 +188,24 @@ def test_a_lost_tokenizer_takes_no_report_away(explained: RunDirectory, tmp_path
     html = (copy / "report" / "report.html").read_text(encoding="utf-8")
     assert "Words are not coloured: " in html
     assert packed_in(html)["evidence"] == {}
+
+
+@pytest.mark.ray
+def test_nor_does_one_that_cannot_be_read(explained: RunDirectory, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(explained.path, copy)
+    for path in copy.rglob("tokenizer.json"):
+        # As of a later version of the library. The size stays: another would be noticed sooner.
+        later = '{"version": "1.0", "model": {"type": "Later", "vocab": {}}}'
+        path.write_text(later.ljust(path.stat().st_size))
+    succeed("report", str(copy))
+    html = (copy / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Words are not coloured: " in html
+    assert "the tokenizer cannot be read" in html
+    code, said = gencls("explain", str(copy), "--example", "test-0")
+    assert code == 1
+    for words in ("tokenizer.json", "found: ", "untagged enum", "expected: ", "remedy: "):
+        assert words in said
 
 
 @pytest.mark.ray

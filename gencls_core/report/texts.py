@@ -136,7 +136,7 @@ def shown_texts(run: RunDirectory, inference: Inference, dataset: Dataset) -> Te
     """Choose the texts that a page shows, by the answer that the run stands by.
 
     Where the texts' token scores were kept, the first are explained word by word; what stands in
-    the way of that (a tokenizer that is gone) takes no report away.
+    the way of that (a tokenizer that is gone or cannot be read) takes no report away.
     """
     matrix = inference.matrix
     ahead_N, margin_N = _distances(inference)
