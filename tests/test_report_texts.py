@@ -15,12 +15,13 @@ import pytest
 from browser_fixtures import Browser, browser  # noqa: F401
 from cluster_fixtures import gencls, succeed
 from page_fixtures import parsed
-from report_fixtures import make_run
+from report_fixtures import CLASSES, make_run
 from run_fixtures import make_config, write_jsonl
 
 from cluster.pipeline import run_all
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import Inference, infer
+from gencls_core.report.rejections import Wanted
 from gencls_core.report.texts import (
     EXPLAINED_TEXTS,
     SHOWN_MISTAKES,
@@ -84,6 +85,66 @@ def test_the_true_class_is_among_the_probabilities(
     for text in shown_texts(run, inference, run.dataset()).shown:
         names = [name for name, _ in text.likeliest]
         assert names == [text.answer, *([text.label] if text.is_wrong else [])]
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A report that leaves texts without an answer, whether they have labels or not."""
+    run = make_run(tmp_path_factory.mktemp("refusing") / "run", unlabelled=40)
+    build_report(run, reject=Wanted.of("posterior", 0.6, None))
+    return run
+
+
+def test_what_is_not_answered_is_no_mistake(refusing: RunDirectory) -> None:
+    html = (refusing.report_path / "report.html").read_text(encoding="utf-8")
+    data, answers = packed_in(html), ["", *CLASSES]
+    rows = {row["example_id"]: row for row in pq.read_table(refusing.predictions_path).to_pylist()}
+    assert len(data["id"]) == len(rows)
+    for place, example_id in enumerate(data["id"]):
+        row = rows[example_id]
+        assert answers[data["answer"][place] + 1] == (row["answer"] or "")
+        assert data["reasons"].get(str(place)) == row["reason"]
+    refused = [row for row in rows.values() if row["reason"]]
+    assert {row["label"] is None for row in refused} == {True, False}
+    wrong = [
+        row for row in rows.values() if row["answer"] and row["label"] not in (None, row["answer"])
+    ]
+    page = " ".join(html.split())
+    assert f"of {len(wrong)} texts labelled wrongly, of those that are answered" in page
+    assert f"{len(refused)} are not answered" in page
+    assert "by the uncalibrated answer (where a text has none, by its likeliest class)" in page
+
+
+def test_they_can_be_listed_by_keyboard(
+    browser: Browser,  # noqa: F811
+    refusing: RunDirectory,
+) -> None:
+    page = refusing.report_path / "report.html"
+    data = packed_in(page.read_text(encoding="utf-8"))
+    pairs = list(zip(data["label"], data["answer"], strict=True))
+    kinds = (
+        sum(answer >= 0 and label not in (-1, answer) for label, answer in pairs),
+        sum(answer >= 0 and label == answer for label, answer in pairs),
+        sum(answer < 0 for _, answer in pairs),
+    )
+    with browser.tab(page, 1000) as tab:
+        tab.ask("document.querySelector('[data-is=search]').focus()")
+        tab.press("Tab")
+        for texts in kinds:  # wrong answers, right answers, not answered
+            tab.press("ArrowDown")
+            status = tab.ask("document.querySelector('[data-is=status]').textContent")
+            assert status.endswith(f" of {texts} texts")
+        line = "#texts-area tbody tr"
+        assert tab.ask(f"document.querySelectorAll('{line}.wrong').length") == 0
+        shown = tab.ask(
+            f"[...document.querySelectorAll('{line}')].map(r => r.cells[2].textContent)"
+        )
+        assert set(shown) == {"–"}
+        tab.tab_to(".texts .open")
+        tab.press("Enter")
+        said = tab.ask("document.querySelector('.opened p:not(.text)').textContent")
+        assert said == "Not answered; reason: posterior"
+        assert tab.complaints == []
 
 
 def test_a_text_that_is_gone_is_said_to_be(made: tuple[RunDirectory, Inference]) -> None:
