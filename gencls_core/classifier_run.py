@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from gencls_core.cost_matrix import costs_of_run
 from gencls_core.datasets.dataset import SplitName
 from gencls_core.errors import StoreError, UsageError
 from gencls_core.evidence import Evidence
@@ -62,6 +63,10 @@ class Classification:
     """Whether the text was cut before it was scored (`--max-length`)."""
     second_system: str | None = None
     """What stood beside the likelihoods in an ensemble; None where they decided alone."""
+    decided: str | None = None
+    """The class with the lowest expected cost; None of a run without costs (`--costs`)."""
+    expected_cost: float | None = None
+    """What that decision costs in the mean, by the probabilities; None likewise."""
 
 
 class ClassifierRun:
@@ -154,7 +159,7 @@ class ClassifierRun:
         return self._rule.notes
 
     def classify(self, texts: Iterable[str], *, prior: str | None = None) -> list[Classification]:
-        """Label texts as `gencls classify` does: the run's prior, calibration and ensemble.
+        """Label texts as `gencls classify` does: the run's prior, calibration, ensemble and costs.
 
         Args:
             texts: any number of them, best all in one call: texts of like length go through the
@@ -178,6 +183,7 @@ class ClassifierRun:
         matrix, names = found.matrix, self.classes
         probabilities_NK = _probabilities(found.answer)
         best_N = found.answer.argmax(axis=1)
+        decisions = self._decisions(found)
         return [
             Classification(
                 predicted=names[best_N[row]],
@@ -186,8 +192,10 @@ class ClassifierRun:
                 num_tokens=int(matrix.num_tokens[row]),
                 truncated=bool(matrix.truncated[row]),
                 second_system=None if self._rule.companion is None else self._second.name,
+                decided=decided,
+                expected_cost=expected_cost,
             )
-            for row in range(len(given))
+            for row, (decided, expected_cost) in enumerate(decisions)
         ]
 
     def predict_proba(self, texts: Iterable[str], *, prior: str | None = None) -> FloatArray:
@@ -238,6 +246,15 @@ class ClassifierRun:
             rule = replace(rule, companion=self._second.companion(texts))
         wanted = prior if prior is not None else self._manifest["config"]["posterior"]["prior"]
         return rule.under(wanted, self._train_counts, lambda: matrix).applied(matrix)
+
+    def _decisions(self, found: Inference) -> list[tuple[str, float] | tuple[None, None]]:
+        """Give for each text what is decided by the run's costs, and what that costs."""
+        costs = costs_of_run(self._manifest)
+        if costs is None:
+            return [(None, None)] * len(found.answer)
+        decided_N, expected_N = costs.decide(found.answer)
+        names = [self.classes[code] for code in decided_N.tolist()]
+        return list(zip(names, expected_N.tolist(), strict=True))
 
     def scores(self, split: SplitName = "test", *, system: str | None = None) -> pa.Table:
         """Give the committed score rows of a split, one per text and class (docs/scores.md).

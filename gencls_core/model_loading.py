@@ -49,7 +49,7 @@ def load_tokenizer(resolved: ResolvedModel) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved.local(), use_fast=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # that is what the library raises for a file that it cannot read
         raise ModelError.of(
             "the model has no tokenizer that can be loaded",
             place=resolved.path,

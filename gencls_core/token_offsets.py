@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gencls_core.errors import StoreError
@@ -20,10 +21,8 @@ class TokenReader:
         """Load the tokenizer.
 
         Raises:
-            StoreError: when the run has no model to take it from.
+            StoreError: when the run has no model to take it from, or it cannot be read.
         """
-        from tokenizers import Tokenizer
-
         origin = origin_of(run, run.manifest())
         models = models_of_run(origin, origin.manifest())
         self._folder = models[0].local()
@@ -33,11 +32,7 @@ class TokenReader:
         self._plain: Any = None
         if (self._folder / "tokenizer.json").exists():
             # A few seconds sooner than transformers, and without torch.
-            self._plain = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-            self._plain.no_truncation()
-            self._plain.no_padding()
-            # `<|endoftext|>` written in a text is text, not the end of it.
-            self._plain.encode_special_tokens = True
+            self._plain = _read(self._folder / "tokenizer.json")
 
     def offsets(self, text: str, ids: list[int]) -> list[Bounds]:
         """Give the characters of each scored token but the end of the text.
@@ -67,6 +62,27 @@ class TokenReader:
                 "`gencls verify` the run"
             )
         return [(int(start), int(stop)) for start, stop in found["offset_mapping"][:count]]
+
+
+def _read(path: Path) -> Any:
+    from tokenizers import Tokenizer, __version__
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise StoreError.of(
+            "the tokenizer cannot be read",
+            place=path,
+            found=str(error).splitlines()[0],
+            expected=f"a file that tokenizers {__version__} knows",
+            remedy="install tokenizers as run.json names it under `environment`, or look for "
+            "damage with `gencls verify`",
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # `<|endoftext|>` written in a text is text, not the end of it.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def scored_of(read: list[int], scored: list[int]) -> int | None:

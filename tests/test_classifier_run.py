@@ -78,6 +78,7 @@ def test_new_texts_get_the_answer_of_the_command(runs, tmp_path, name):
             assert sum(one.probabilities.values()) == pytest.approx(1)
             assert (one.num_tokens, one.truncated) == (row["num_tokens"], row["truncated"])
             assert one.second_system == SECOND.get(name)
+            assert one.decided is one.expected_cost is row["decided"] is None
             assert tuple(one.probabilities) == tuple(one.log_likelihoods) == CLASSES
     assert any(one.truncated for one in found) == (name == "independent")
 

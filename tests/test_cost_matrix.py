@@ -12,6 +12,7 @@ from model_fixtures import make_model_folder
 from report_fixtures import make_run
 from run_fixtures import make_data
 
+from gencls_core import ClassifierRun
 from gencls_core.cost_file import read_cost_pairs
 from gencls_core.cost_matrix import CostMatrix
 from gencls_core.errors import UsageError
@@ -189,11 +190,18 @@ class TestRuns:
         assert [row[0] for row in self.decisions(report)["costs"]] == [0, 1, 1]
 
     def test_new_texts_are_decided_by_them(self, folder, tmp_path):
-        (tmp_path / "texts.txt").write_text("orbit laser kernel\nbond tariff ledger\n")
+        texts = ["orbit laser kernel", "bond tariff ledger"]
+        (tmp_path / "texts.txt").write_text("\n".join([*texts, ""]))
         command = ("classify", "--model-dir", folder / "run", tmp_path / "texts.txt", "--output")
         succeed(*command, tmp_path / "a.parquet")
         rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
         assert all(row["decided"] and row["expected_cost"] > 0 for row in rows)
+        said = ClassifierRun.open(folder / "run").classify(texts)
+        assert [one.decided for one in said] == [row["decided"] for row in rows]
+        # Texts are batched otherwise here than in shards: float32 rounds otherwise.
+        assert [one.expected_cost for one in said] == pytest.approx(
+            [row["expected_cost"] for row in rows], abs=2e-3
+        )
         free = [f"{label},01,0" for label in ("Sci/Tech", "a b")]
         path = written(tmp_path / "free.csv", *free)
         succeed(*command, tmp_path / "b.parquet", "--costs", path)

@@ -13,10 +13,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from page_fixtures import parsed
-from report_fixtures import CLASSES, make_run
+from report_fixtures import CLASSES, make_run, write_scores
 
-from gencls_core.errors import DataError, StoreError, UsageError
+from gencls_core.errors import DataError, GenclsError, StoreError, UsageError
 from gencls_core.metrics import evaluate
+from gencls_core.query import run_query
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import infer
 from gencls_core.report.predictions import predict, write_predictions
@@ -197,6 +198,49 @@ def test_markdown_keeps_its_tables(run: RunDirectory) -> None:
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("answer", ["uncalibrated", "calibrated"])
+def test_what_is_counted_is_the_answer(
+    tmp_path: Path, answer: str, drawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gencls_core.report.html._TABLE_CLASSES", 2 if drawn else 3)
+    classes = ("one", "two", "three")
+    run = make_run(tmp_path / "run", classes=classes)
+    held_out = pq.read_table(run.dataset_path / "validation.parquet")
+    random = np.random.default_rng(8)
+    write_scores(random, run.validation_scores, classes, held_out, system="tfidf")
+    report = build_report(run, ensemble="tfidf" if answer == "calibrated" else "none")
+    assert report.answer == answer
+    confusion = getattr(report.confusion, answer)
+    assert report.confusion.calibrated != report.confusion.uncalibrated
+    wrong = sum(map(sum, confusion)) - sum(confusion[c][c] for c in range(3))
+    page, markdown = " ".join(read(run, "report.html").split()), read(run, "report.md")
+    assert f"labelled as, by the {answer} answer." in page
+    assert f"of {wrong} texts labelled wrongly" in page
+    assert f"wrong: {wrong}<" in page  # of the bars
+    if not drawn:
+        cells = re.findall(r'<td class="[do]" [^>]*>(\d+)</td>', page)
+        assert list(map(int, cells)) == [cell for row in confusion for cell in row]
+    else:
+        [first] = re.findall(r"The largest confusions.*?<tbody>.*?<td>(\d+)</td></tr>", page)
+        assert int(first) == max(
+            cell for r, row in enumerate(confusion) for cell in row[:r] + row[r + 1 :]
+        )
+    assert f"the predicted ones, by the {answer} answer." in markdown
+    for name, row in zip(classes, confusion, strict=True):
+        assert f"| **{name}** | {' | '.join(map(str, row))} |" in markdown
+        of = getattr(report.per_class, answer)[name]
+        figures = f"| {of.support} | {of.precision:.3f} | {of.recall:.3f} |"
+        assert f"| {name} {figures}" in markdown
+        assert f"<td>{of.precision:.3f}</td><td>{of.recall:.3f}</td>" in page
+    # The same list without the script: the surest mistakes first.
+    [hint] = re.findall(r'gencls query RUN "(.*?)"', page)
+    column = "calibrated_probability" if answer == "calibrated" else "margin"
+    sure = run_query(run, hint)[column].to_pylist()
+    assert len(sure) == min(20, wrong)
+    assert sure == sorted(sure, reverse=True)
+
+
 def test_without_validation_scores(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", validation_rows=0, baseline=False)
     report = build_report(run)
@@ -222,6 +266,16 @@ def test_torn_test_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="'01'"):
         build_report(run)
     assert not run.report_path.exists()
+
+
+def test_a_page_that_cannot_be_made_leaves_the_report_as_it_was(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    build_report(run)
+    before = {path.name: path.read_bytes() for path in run.report_path.iterdir()}
+    (run.dataset_path / "test.parquet").unlink()
+    with pytest.raises((GenclsError, OSError)):
+        build_report(run, prior="uniform")
+    assert {path.name: path.read_bytes() for path in run.report_path.iterdir()} == before
 
 
 def test_unfinished_baseline_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser_fixtures import Browser, browser  # noqa: F401
-from cluster_fixtures import succeed
+from cluster_fixtures import gencls, succeed
 from page_fixtures import parsed
-from report_fixtures import make_run
+from report_fixtures import CLASSES, make_run
 from run_fixtures import make_config, write_jsonl
 
 from cluster.pipeline import run_all
 from gencls_core.report.build import build_report
 from gencls_core.report.inference import Inference, infer
+from gencls_core.report.rejections import Wanted
 from gencls_core.report.texts import (
     EXPLAINED_TEXTS,
     SHOWN_MISTAKES,
@@ -83,6 +85,66 @@ def test_the_true_class_is_among_the_probabilities(
     for text in shown_texts(run, inference, run.dataset()).shown:
         names = [name for name, _ in text.likeliest]
         assert names == [text.answer, *([text.label] if text.is_wrong else [])]
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A report that leaves texts without an answer, whether they have labels or not."""
+    run = make_run(tmp_path_factory.mktemp("refusing") / "run", unlabelled=40)
+    build_report(run, reject=Wanted.of("posterior", 0.6, None))
+    return run
+
+
+def test_what_is_not_answered_is_no_mistake(refusing: RunDirectory) -> None:
+    html = (refusing.report_path / "report.html").read_text(encoding="utf-8")
+    data, answers = packed_in(html), ["", *CLASSES]
+    rows = {row["example_id"]: row for row in pq.read_table(refusing.predictions_path).to_pylist()}
+    assert len(data["id"]) == len(rows)
+    for place, example_id in enumerate(data["id"]):
+        row = rows[example_id]
+        assert answers[data["answer"][place] + 1] == (row["answer"] or "")
+        assert data["reasons"].get(str(place)) == row["reason"]
+    refused = [row for row in rows.values() if row["reason"]]
+    assert {row["label"] is None for row in refused} == {True, False}
+    wrong = [
+        row for row in rows.values() if row["answer"] and row["label"] not in (None, row["answer"])
+    ]
+    page = " ".join(html.split())
+    assert f"of {len(wrong)} texts labelled wrongly, of those that are answered" in page
+    assert f"{len(refused)} are not answered" in page
+    assert "by the uncalibrated answer (where a text has none, by its likeliest class)" in page
+
+
+def test_they_can_be_listed_by_keyboard(
+    browser: Browser,  # noqa: F811
+    refusing: RunDirectory,
+) -> None:
+    page = refusing.report_path / "report.html"
+    data = packed_in(page.read_text(encoding="utf-8"))
+    pairs = list(zip(data["label"], data["answer"], strict=True))
+    kinds = (
+        sum(answer >= 0 and label not in (-1, answer) for label, answer in pairs),
+        sum(answer >= 0 and label == answer for label, answer in pairs),
+        sum(answer < 0 for _, answer in pairs),
+    )
+    with browser.tab(page, 1000) as tab:
+        tab.ask("document.querySelector('[data-is=search]').focus()")
+        tab.press("Tab")
+        for texts in kinds:  # wrong answers, right answers, not answered
+            tab.press("ArrowDown")
+            status = tab.ask("document.querySelector('[data-is=status]').textContent")
+            assert status.endswith(f" of {texts} texts")
+        line = "#texts-area tbody tr"
+        assert tab.ask(f"document.querySelectorAll('{line}.wrong').length") == 0
+        shown = tab.ask(
+            f"[...document.querySelectorAll('{line}')].map(r => r.cells[2].textContent)"
+        )
+        assert set(shown) == {"–"}
+        tab.tab_to(".texts .open")
+        tab.press("Enter")
+        said = tab.ask("document.querySelector('.opened p:not(.text)').textContent")
+        assert said == "Not answered; reason: posterior"
+        assert tab.complaints == []
 
 
 def test_a_text_that_is_gone_is_said_to_be(made: tuple[RunDirectory, Inference]) -> None:
@@ -176,8 +238,6 @@ def test_the_page_holds_them_unharmed(explained: RunDirectory) -> None:
 
 @pytest.mark.ray
 def test_a_lost_tokenizer_takes_no_report_away(explained: RunDirectory, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(explained.path, copy)
     for path in copy.rglob("tokenizer.json"):
@@ -189,6 +249,24 @@ def test_a_lost_tokenizer_takes_no_report_away(explained: RunDirectory, tmp_path
     html = (copy / "report" / "report.html").read_text(encoding="utf-8")
     assert "Words are not coloured: " in html
     assert packed_in(html)["evidence"] == {}
+
+
+@pytest.mark.ray
+def test_nor_does_one_that_cannot_be_read(explained: RunDirectory, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(explained.path, copy)
+    for path in copy.rglob("tokenizer.json"):
+        # As of a later version of the library. The size stays: another would be noticed sooner.
+        later = '{"version": "1.0", "model": {"type": "Later", "vocab": {}}}'
+        path.write_text(later.ljust(path.stat().st_size))
+    succeed("report", str(copy))
+    html = (copy / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Words are not coloured: " in html
+    assert "the tokenizer cannot be read" in html
+    code, said = gencls("explain", str(copy), "--example", "test-0")
+    assert code == 1
+    for words in ("tokenizer.json", "found: ", "untagged enum", "expected: ", "remedy: "):
+        assert words in said
 
 
 @pytest.mark.ray

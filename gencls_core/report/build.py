@@ -103,11 +103,14 @@ def build_report(
             "rejection": rejecter and rejecter.report(inference),
         }
     )
+    # All is made before anything is published: no page stays beside figures of another report.
+    markdown = render_markdown(report)
+    texts = shown_texts(run, inference, dataset, rejecter and rejecter.reasons(inference))
+    html = render_html(report, details_of(inference), texts)
     write_predictions(inference, run.predictions_path, of_decisions, rejecter)
     write_json(run.report_path / "report.json", report.model_dump(mode="json"))
-    _publish(run, "report.md", render_markdown(report))
-    texts = shown_texts(run, inference, dataset)
-    _publish(run, "report.html", render_html(report, details_of(inference), texts))
+    _publish(run, "report.md", markdown)
+    _publish(run, "report.html", html)
     return report
 
 

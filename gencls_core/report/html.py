@@ -131,7 +131,7 @@ def _confusion(report: Report) -> list[tuple[str, list[_Cell]]]:
             ],
         )
         for number, (name, row) in enumerate(
-            zip(report.classes, report.confusion.uncalibrated, strict=True)
+            zip(report.classes, report.confusion.of(report.answer), strict=True)
         )
     ]
 
@@ -139,7 +139,7 @@ def _confusion(report: Report) -> list[tuple[str, list[_Cell]]]:
 def _largest_confusions(report: Report, limit: int = 15) -> list[tuple[str, str, int]]:
     found = [
         (report.classes[row], report.classes[column], cell)
-        for row, cells in enumerate(report.confusion.uncalibrated)
+        for row, cells in enumerate(report.confusion.of(report.answer))
         for column, cell in enumerate(cells)
         if row != column and cell
     ]

@@ -21,9 +21,10 @@ def render_markdown(report: Report) -> str:
         "## Figures",
         _figures(report),
         "## Classes",
+        f"Precision and recall are those of the {report.answer} answer.",
         _classes(report),
         "## Confusion matrix",
-        "Texts; rows are the true classes, columns the predicted ones, uncalibrated.",
+        f"Texts; rows are the true classes, columns the predicted ones, {words.by_answer(report)}.",
         _confusion(report),
         "## Cost",
         _costs(report),
@@ -67,7 +68,8 @@ def _figures(report: Report) -> str:
 
 def _classes(report: Report) -> str:
     rows = []
-    for name, of in report.per_class.uncalibrated.items():
+    calibrated = report.per_class.calibrated
+    for name, of in report.per_class.of(report.answer).items():
         perplexity = report.perplexity[name]
         rows.append(
             [
@@ -75,22 +77,20 @@ def _classes(report: Report) -> str:
                 words.count(of.support),
                 words.number(of.precision),
                 words.number(of.recall),
-                words.number(of.f1),
-                words.number(
-                    report.per_class.calibrated[name].f1 if report.per_class.calibrated else None
-                ),
+                words.number(report.per_class.uncalibrated[name].f1),
+                words.number(calibrated[name].f1 if calibrated else None),
                 words.perplexity(perplexity.own if perplexity else None),
                 words.perplexity(perplexity.others if perplexity else None),
             ]
         )
-    head = ["class", "texts", "precision", "recall", "F1", "F1 calibrated"]
+    head = ["class", "texts", "precision", "recall", "F1 uncalibrated", "F1 calibrated"]
     return table([*head, "perplexity", "as the others"], rows)
 
 
 def _confusion(report: Report) -> str:
     rows = [
         [f"**{escaped(name)}**", *map(words.count, cells)]
-        for name, cells in zip(report.classes, report.confusion.uncalibrated, strict=True)
+        for name, cells in zip(report.classes, report.confusion.of(report.answer), strict=True)
     ]
     return table(["", *map(escaped, report.classes)], rows)
 

@@ -274,7 +274,7 @@ def _or_nan(value: float | None) -> float:
 
 def confusion_plot(report: Report) -> str:
     """Draw the confusion matrix as a heat map, for more classes than a table can show."""
-    confusion = np.array(report.confusion.uncalibrated, dtype=np.float64)
+    confusion = np.array(report.confusion.of(report.answer), dtype=np.float64)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     size = len(shares)
 

@@ -38,6 +38,8 @@ REPORT_FORMAT: Literal[1] = 1
 
 T = TypeVar("T")
 
+Answer = Literal["uncalibrated", "calibrated"]
+
 
 class Both(ReportPart, Generic[T]):
     """A figure by the plain rule of Bayes, and by the calibrated one."""
@@ -47,6 +49,12 @@ class Both(ReportPart, Generic[T]):
         description="After scale, biases and the shares of a second system (where an ensemble is "
         "taken) were fitted on held-out texts; null without calibration."
     )
+
+    def of(self, answer: Answer) -> T:
+        """Give the figure of an answer."""
+        if answer == "calibrated" and self.calibrated is not None:
+            return self.calibrated
+        return self.uncalibrated
 
 
 class ClassReport(ReportPart):
@@ -275,7 +283,7 @@ class Report(ReportPart):
         description="What its scores are: `log_likelihood`, `pseudo_log_likelihood` or "
         "`log_posterior` (whose prior is inside it)."
     )
-    answer: Literal["uncalibrated", "calibrated"] = Field(
+    answer: Answer = Field(
         "uncalibrated",
         description="The figures that the run stands by: `calibrated` where its recipe was judged "
         "by calibrated held-out texts or a second system stands beside the likelihoods.",

@@ -31,6 +31,7 @@ def template(package: str, name: str) -> jinja2.Template:
     )
     environment.filters.update(
         above=words.above,
+        by_answer=words.by_answer,
         choice=words.choice,
         confidence=words.confidence,
         ensemble=words.ensemble,

@@ -23,7 +23,10 @@
   const nats = x => Math.abs(x).toFixed(2);
   const signed = x => (x < 0 ? "\u2212" : "+") + nats(x);
   const className = code => code < 0 ? "\u2013" : data.classes[code];
-  const isWrong = i => data.label[i] >= 0 && data.label[i] !== data.answer[i];
+  const isAnswered = i => data.answer[i] >= 0;
+  const isRight = i => isAnswered(i) && data.label[i] === data.answer[i];
+  const isWrong = i => isAnswered(i) && data.label[i] >= 0 && !isRight(i);
+  const kinds = {"": () => true, wrong: isWrong, right: isRight, unanswered: i => !isAnswered(i)};
 
   const keys = {
     text: i => (whole[i] || "").toLowerCase(),
@@ -36,13 +39,13 @@
 
   function choose() {
     const words = find("search").value.toLowerCase();
-    const label = find("label").value, answer = find("answer").value, kind = find("kind").value;
+    const label = find("label").value, answer = find("answer").value;
+    const isKind = kinds[find("kind").value];
     rows = [];
     for (let i = 0; i < count; i++) {
       if (label !== "" && data.label[i] !== +label) continue;
       if (answer !== "" && data.answer[i] !== +answer) continue;
-      if (kind === "wrong" && !isWrong(i)) continue;
-      if (kind === "right" && (isWrong(i) || data.label[i] < 0)) continue;
+      if (!isKind(i)) continue;
       if (words && !keys.text(i).includes(words) && !data.id[i].toLowerCase().includes(words)) continue;
       rows.push(i);
     }
@@ -110,6 +113,7 @@
     if (data.leftOut[i]) text.append(make("i", ` \u2026 and ${data.leftOut[i].toLocaleString("en")} more characters`));
     inside.append(text);
     const facts = make("div", undefined, "facts-of-one");
+    if (!isAnswered(i)) facts.append(make("p", `Not answered; reason: ${data.reasons[i]}`));
     if (found) facts.append(sum(found, i));
     facts.append(likeliest(i));
     inside.append(facts);
@@ -155,7 +159,7 @@
     lines.push(["together", signed(found.odds), true]);
     const isTrue = found.against === data.label[i] ? " (the true class)" : "";
     const cut = found.cut ? "; the text was cut before it was scored" : "";
-    return table(`Nats for ${className(data.answer[i])} against ${className(found.against)}${isTrue}${cut}`, lines);
+    return table(`Nats for ${className(data.likeliest[i][0])} against ${className(found.against)}${isTrue}${cut}`, lines);
   }
 
   function likeliest(i) {

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import GenclsError
@@ -63,13 +64,16 @@ class ShownText:
     left_out: int
     """Characters that are not shown."""
     label: str | None
-    answer: str
+    answer: str | None
+    """None where it is not answered."""
+    reason: str | None
+    """Why it is not answered; None where it is."""
     probability: float
-    """Of the answer."""
+    """Of the likeliest class."""
     margin: float
-    """log-odds of the answer against the second likeliest class, in nats."""
+    """log-odds of the likeliest class against the second, in nats."""
     ahead: float
-    """The same against the true class; 0 where the answer is right or nobody knows."""
+    """The same against the true class; 0 unless the answer is wrong."""
     num_tokens: int
     likeliest: tuple[tuple[str, float], ...]
     """The first classes and their probabilities; the true one in any case."""
@@ -77,8 +81,8 @@ class ShownText:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the answer is not the label."""
-        return self.label is not None and self.label != self.answer
+        """Whether there is an answer, and it is not the label."""
+        return None not in (self.label, self.answer) and self.label != self.answer
 
     @property
     def coloured(self) -> tuple[Coloured, ...]:
@@ -123,6 +127,7 @@ class Texts:
     """The wrong ones first, the surest of them first; then the others, the least sure first."""
     in_all: int
     wrong_in_all: int
+    unanswered_in_all: int
     note: str
     """Why no words are coloured, where none are."""
 
@@ -132,14 +137,21 @@ class Texts:
         return tuple(text for text in self.shown[:SHOWN_MISTAKES] if text.is_wrong)
 
 
-def shown_texts(run: RunDirectory, inference: Inference, dataset: Dataset) -> Texts:
+def shown_texts(
+    run: RunDirectory, inference: Inference, dataset: Dataset, reasons: pa.Array | None = None
+) -> Texts:
     """Choose the texts that a page shows, by the answer that the run stands by.
 
+    A text that there is a reason not to answer (`Rejecter.reasons`) is neither right nor wrong.
     Where the texts' token scores were kept, the first are explained word by word; what stands in
-    the way of that (a tokenizer that is gone) takes no report away.
+    the way of that (a tokenizer that is gone or cannot be read) takes no report away.
     """
     matrix = inference.matrix
+    if reasons is None:
+        reasons = pa.nulls(len(matrix), pa.string())
+    refused_N = reasons.is_valid().to_numpy(zero_copy_only=False)
     ahead_N, margin_N = _distances(inference)
+    ahead_N[refused_N] = 0.0
     wrong_N = ahead_N > 0
     # Stable: equal texts keep the order of the test split, and the page its bytes.
     order = np.lexsort((np.where(wrong_N, -ahead_N, margin_N), ~wrong_N))[:SHOWN_TEXTS]
@@ -162,7 +174,8 @@ def shown_texts(run: RunDirectory, inference: Inference, dataset: Dataset) -> Te
                 text=text,
                 left_out=len(whole or "") - len(text or ""),
                 label=matrix.label(row),
-                answer=matrix.classes[best[0]],
+                answer=None if refused_N[row] else matrix.classes[best[0]],
+                reason=reasons[row].as_py(),
                 probability=float(np.exp(log_p_C[best[0]])),
                 margin=float(margin_N[row]),
                 ahead=float(ahead_N[row]),
@@ -171,7 +184,7 @@ def shown_texts(run: RunDirectory, inference: Inference, dataset: Dataset) -> Te
                 evidence=evidence.get(row),
             )
         )
-    return Texts(tuple(shown), len(matrix), int(wrong_N.sum()), note)
+    return Texts(tuple(shown), len(matrix), int(wrong_N.sum()), int(refused_N.sum()), note)
 
 
 def as_json(texts: Texts, classes: Sequence[str]) -> str:
@@ -185,7 +198,8 @@ def as_json(texts: Texts, classes: Sequence[str]) -> str:
         "classes": list(classes),
         "id": [text.example_id for text in shown],
         "label": [-1 if text.label is None else number[text.label] for text in shown],
-        "answer": [number[text.answer] for text in shown],
+        "answer": [-1 if text.answer is None else number[text.answer] for text in shown],
+        "reasons": {place: text.reason for place, text in enumerate(shown) if text.reason},
         "probability": [round(text.probability, 4) for text in shown],
         "margin": [round(text.margin, 2) for text in shown],
         "tokens": [text.num_tokens for text in shown],

@@ -11,6 +11,7 @@ from gencls_core.systems.names import system_title
 __all__ = [
     "above",
     "accuracy_sentence",
+    "by_answer",
     "choice",
     "confidence",
     "cost",
@@ -187,6 +188,12 @@ def headline(report: Report) -> list[str]:
     if report.rejection is not None:
         sentences.append(rejection(report.rejection))
     return sentences
+
+
+def by_answer(report: Report) -> str:
+    """Say by which answer texts are counted, in the middle of a sentence."""
+    refused = "" if report.rejection is None else " (where a text has none, by its likeliest class)"
+    return f"by the {report.answer} answer{refused}"
 
 
 def decisions(made: DecisionReport) -> str:
