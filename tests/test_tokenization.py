@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from model_fixtures import make_model_folder
 
 from gencls_core.errors import ModelError
+from gencls_core.model_loading import load_tokenizer
+from gencls_core.model_source import ResolvedModel
 from gencls_core.tokenization import (
     SequencePolicy,
     TokenizedText,
@@ -122,3 +127,14 @@ def test_batches_hold_every_window_within_the_budget():
     assert sorted((w for b in batches for w in b), key=id) == sorted(windows, key=id)
     for batch in batches:
         assert len(batch) == 1 or max(map(len, batch)) * len(batch) <= 32
+
+
+def test_a_tokenizer_of_a_kind_that_is_not_known_is_named(tmp_path):
+    """As one of a later version of the library: it raises a plain Exception."""
+    folder = make_model_folder(tmp_path / "base", "gpt2", context=64)
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(found | {"model": {"type": "Later"}}), encoding="utf-8")
+    with pytest.raises(ModelError, match="no tokenizer that can be loaded") as error:
+        load_tokenizer(ResolvedModel.of_folder("base", folder))
+    assert str(folder) in str(error.value)
