@@ -13,7 +13,7 @@ from cluster.pipeline import logged
 from cluster.stages import light_stage, report_stage
 from gencls_core.config import RunConfig
 from gencls_core.datasets.shrinking import shrunk
-from gencls_core.dropping import Drop, finish_change, tidy_dataset
+from gencls_core.dropping import CHANGE, Drop, finish_change, tidy_dataset
 from gencls_core.ensemble import LIGHT, companions_of
 from gencls_core.errors import GenclsError, StoreError
 from gencls_core.events import Event, Note, StageFinished, StageStarted
@@ -23,6 +23,7 @@ from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.run_folder import owned
 from gencls_core.scoring_job import BACKGROUND
+from gencls_core.storage import remove_tree
 from gencls_core.systems.names import system_title
 
 __all__ = ["drop_class"]
@@ -32,6 +33,8 @@ def drop_class(
     model_dir: Location, name: str, changes: dict[str, Any], *, baseline: bool = True
 ) -> Iterator[Event]:
     """Take a class out of a run; the last event's message is the report's folder.
+
+    A run that was only trained has no test scores: it goes on without a report.
 
     Args:
         model_dir: the run.
@@ -62,9 +65,11 @@ def _stages(
             lease.check()
             finish_change(run)
         yield StageFinished("drop", f"{name} is out", time.perf_counter() - began)
-        if not baseline:
-            yield Note("bags of words are left out: the command that made the run learns them anew")
-        yield from _report(run, lease, baseline)
+        if "test" in run.scored(system_of(manifest)):
+            yield from _report(run, lease, baseline)
+        lease.check()
+        values = {key: value for key, value in run.manifest().items() if key != "dropping"}
+        run.write_manifest({**values, "status": "finished"})
 
 
 def _decide(
@@ -115,6 +120,7 @@ def _decide(
     try:
         Drop(run, name, before, after, changed).decide()
     except GenclsError:
+        remove_tree(run.path / CHANGE)
         tidy_dataset(run)
         raise
     main = system_of(manifest)
@@ -142,7 +148,7 @@ def _report(run: RunDirectory, lease: Lease, baseline: bool) -> Iterator[Event]:
     )
     if baseline:
         yield from light_stage(config, dataset, run, beside, lease)
+    else:
+        yield Note("bags of words are left out: the command that made the run learns them anew")
     lease.check()
     yield from report_stage(config, run, None)
-    values = {key: value for key, value in manifest.items() if key != "dropping"}
-    run.write_manifest({**values, "status": "finished"})

@@ -193,6 +193,9 @@ def _prepare(config: RunConfig, source: Source, run: RunDirectory) -> _Prepared:
     precision, note = resolve_precision(config.compute.precision, device, bf16=bf16)
     with incoming_folder(run) as incoming:
         dataset = ingest(config.data, incoming, reuse=run.dataset_path, source=source)
+        if source.classes is not None and dataset.classes != source.classes:
+            # A class came or went since: whoever fits wants the classes of these texts.
+            dataset = ingest(config.data, incoming, source=source)
         check_posterior(config.posterior, dataset.classes, dataset.prior_counts)
         if names_classes(system):
             check_prompts(config.systems, dataset.classes)

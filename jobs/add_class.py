@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gencls_core.remote_path import Location
 from jobs.options import LocationType, SectionedCommand, given_values, section_options
+
+if TYPE_CHECKING:
+    from gencls_core.run import RunDirectory
 
 __all__ = ["add_class_command", "drop_class_command"]
 
@@ -26,7 +29,8 @@ COLUMNS = ("text_column", "id_column", "encoding")
 @click.option(
     "--test",
     type=click.Path(path_type=Path),
-    help="Test texts of the class; default: a seeded part of TEXTS, as the run's settings say.",
+    help="Test texts of the class; default: a seeded part of TEXTS, as the run's settings say; "
+    "none where the run has no test texts.",
 )
 @PRIOR
 @click.option("--text-column", help="Column that holds the text; default: the run's.")
@@ -51,7 +55,7 @@ def add_class_command(
     from gencls_core.report.class_change import class_change
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
-    from jobs.summary import print_class_change, print_summary
+    from jobs.summary import print_class_change
 
     began = time.perf_counter()
     directory = RunDirectory(run)
@@ -65,10 +69,23 @@ def add_class_command(
 
     asked = NewClass(name, read(texts), None if test is None else read(test))
     draw(add_class(run, asked, changes))
-    print_summary(directory.report_path)
+    if not _summary(directory):
+        return
     change = class_change(directory, " ".join(name.split()))
     if change is not None:
         print_class_change(change, time.perf_counter() - began)
+
+
+def _summary(run: RunDirectory) -> bool:
+    """Print a run's figures, or where its models are; give whether there are figures: a run that
+    was only trained has none."""
+    from jobs.summary import print_summary
+
+    if (run.report_path / "report.json").exists():
+        print_summary(run.report_path)
+        return True
+    click.echo(f"Models: {run.models_of(run.system)}")
+    return False
 
 
 @click.command(name="drop-class")
@@ -90,8 +107,7 @@ def drop_class_command(run: Location, name: str, prior: str | None, baseline: bo
     from cluster.drop_class import drop_class
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
-    from jobs.summary import print_summary
 
     changes = {"posterior": {"prior": prior}} if prior else {}
     draw(drop_class(run, name, changes, baseline=baseline))
-    print_summary(RunDirectory(run).report_path)
+    _summary(RunDirectory(run))

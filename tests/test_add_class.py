@@ -23,7 +23,8 @@ import gencls_core.dropping
 from cluster.add_class import add_class
 from cluster.drop_class import drop_class
 from cluster.evaluation import classify_texts
-from cluster.pipeline import run_all
+from cluster.pipeline import run_all, train_models
+from gencls_core import ClassifierRun, GenerativeClassifier
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig
 from gencls_core.datasets.growth import NewClass
@@ -417,6 +418,11 @@ def test_a_run_that_cannot_take_a_class_is_refused(made, run, tmp_path):
         list(add_class(tmp_path / "nothing", asked(made), {}))
 
 
+def test_a_class_does_not_go_from_scores_that_are_not_whole(run):
+    run.scores.drop("class-lm", CLASSES[2])
+    assert "not whole" in refused(run, drop_class(run.path, CLASSES[0], {}), StoreError)
+
+
 def test_a_class_that_cannot_go_is_refused(run):
     assert "no such class" in refused(run, drop_class(run.path, "nobody", {}), UsageError)
     list(drop_class(run.path, CLASSES[0], {}))
@@ -441,6 +447,72 @@ def test_dropping_loads_neither_torch_nor_ray(larger):
     assert done.stdout == "set()\n", done.stdout + done.stderr
     assert read_json(larger.report_path / "report.json")["baselines"].keys() == {"majority"}
     assert larger.manifest()["classes"] == list(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def trained_once(made, tmp_path_factory) -> Path:
+    """Give a run whose models were trained, and of which nothing was scored."""
+    folder = tmp_path_factory.mktemp("trained")
+    list(train_models(config_of(made).model_copy(update={"output_dir": folder / "run"})))
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> RunDirectory:
+    shutil.copytree(trained_once, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def command(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_run_that_was_only_trained_stays_without_scores(made, trained):
+    texts = made / "new-train.jsonl"
+    assert "Models: " in command("add-class", trained.path, "--name", NEW, texts)
+    assert trained.manifest()["classes"] == [*CLASSES, NEW]
+    assert "Models: " in command("drop-class", trained.path, "--name", CLASSES[0])
+    manifest = trained.manifest()
+    assert manifest["classes"] == [*CLASSES[1:], NEW]
+    assert manifest["status"] == "finished"
+    assert not {"dropping", "added"} & manifest.keys()
+    assert not trained.model_path(CLASSES[0]).exists()
+    assert not [p for p in (trained.report_path, trained.scores.path) if p.exists()]
+    assert verify(trained).whole, verify(trained).findings
+    assert "no such class" in refused(trained, drop_class(trained.path, CLASSES[0], {}), UsageError)
+    events = list(run_all(config_at(made, trained)))
+    assert not [event for event in events if isinstance(event, ClassTrained)]
+    assert read_json(trained.report_path / "report.json")["classes"] == [*CLASSES[1:], NEW]
+
+
+def test_what_scikit_learn_fitted_takes_a_class_and_lets_one_go(made, tmp_path):
+    made_rows = [row for name in CLASSES for row in rows(name, "train", TRAIN)]
+    texts, labels = ([row[key] for row in made_rows] for key in ("text", "label"))
+    classifier = GenerativeClassifier(
+        str(made / "base"), epochs=1, learning_rate=5e-3, output_dir=tmp_path / "run"
+    ).fit(texts, labels)
+    run = RunDirectory(tmp_path / "run")
+    changes = {"compute": {"num_cpus": 2, "memory_gb": 8}}
+    with_test = add_class(run.path, asked(made), changes)
+    assert "leave `--test` away" in refused(run, with_test, DataError)
+    events = list(add_class(run.path, asked(made, test=False), changes))
+    assert [event.class_name for event in events if isinstance(event, ClassTrained)] == [NEW]
+    counts = {name: info.class_counts[NEW] for name, info in run.dataset().splits.items()}
+    assert counts == {"train": 18, "validation": 2}
+    # Its probabilities rest on held-out texts: those of all classes, under all.
+    assert run.scored("class-lm") == ("validation",)
+    assert len(scores(run, "validation-scores")) == 4 * run.dataset().held_out
+    assert ClassifierRun.open(run.path).notes == ()
+    assert ClassifierRun.open(run.path).classify(sentences(NEW, 1, 9))[0].predicted == NEW
+    list(drop_class(run.path, CLASSES[0], {}))
+    assert run.manifest()["status"] == "finished"
+    assert verify(run).whole, verify(run).findings
+    assert ClassifierRun.open(run.path).classes == (*CLASSES[1:], NEW)
+    # Whoever fits again wants the classes that are given.
+    assert classifier.fit(texts, labels).run_.classes == CLASSES
+    assert set(classifier.predict(texts)) <= set(CLASSES)
 
 
 def test_a_prior_of_the_old_classes_must_be_said_anew(made, run):
