@@ -141,7 +141,8 @@ def _enter(
         preparation = _prepared(run, manifest, config, change.dataset, place, asked.name)
         if entry is None:
             if preparation.reports:
-                added = {**manifest.get("added", {}), asked.name: figures_before(run)}
+                figures = figures_before(run, asked.name, config.posterior.prior)
+                added = {**manifest.get("added", {}), asked.name: figures}
                 manifest = {**manifest, "added": added}
             lease.check()
             run.write_manifest(manifest)

@@ -515,6 +515,29 @@ def test_what_scikit_learn_fitted_takes_a_class_and_lets_one_go(made, tmp_path):
     assert set(classifier.predict(texts)) <= set(CLASSES)
 
 
+def prior_of(*classes: str) -> str:
+    """Give a prior that makes every text one of the first class."""
+    return ",".join(f"{name}={1e-60 if n else 1}" for n, name in enumerate(classes))
+
+
+def test_before_and_after_are_by_the_same_rule(made, run):
+    build_report(run, prior=prior_of(*CLASSES))
+    list(add_class(run.path, asked(made), {}))
+    before = read_json(made / "run" / "report" / "report.json")
+    change = class_change(run, NEW)
+    assert change is not None
+    assert change.correct_before == int(np.trace(before["confusion"][before["answer"]])) > 14
+    list(add_class(run.path, asked(made), {"posterior": {"prior": prior_of(*CLASSES, NEW)}}))
+    assert class_change(run, NEW) is None
+
+
+def test_a_new_prior_is_that_of_before_too(made, run):
+    list(add_class(run.path, asked(made), {"posterior": {"prior": prior_of(*CLASSES, NEW)}}))
+    change = class_change(run, NEW)
+    assert change is not None
+    assert (change.correct_before, change.correct_after) == (14, 14)
+
+
 def test_a_prior_of_the_old_classes_must_be_said_anew(made, run):
     manifest = run.manifest()
     posterior = {**manifest["config"]["posterior"], "prior": "Sci/Tech=0.5,01=0.25,a b=0.25"}
