@@ -34,11 +34,17 @@ COLUMNS = ("text_column", "id_column", "encoding")
 )
 @PRIOR
 @click.option("--text-column", help="Column that holds the text; default: the run's.")
-@click.option("--id-column", help="Column with the example's own id; default: the run's.")
+@click.option(
+    "--id-column",
+    help="Column with the example's own id; default: the run's, where the file has it.",
+)
+@click.option(
+    "--no-id-column", is_flag=True, help="Read no ids: each text gets one, as train-Weather-17."
+)
 @click.option("--encoding", help="Text encoding; default: the run's.")
 @section_options("compute", leave_out=("precision",))
 def add_class_command(
-    run: Location, texts: Path, name: str, test: Path | None, **flags: Any
+    run: Location, texts: Path, name: str, test: Path | None, no_id_column: bool, **flags: Any
 ) -> None:
     """Add a class to a finished run: its model is trained, its scores are made, the rest is kept.
 
@@ -51,21 +57,27 @@ def add_class_command(
     from cluster.add_class import add_class
     from gencls_core.config import DataConfig
     from gencls_core.config_parsing import parse_section
-    from gencls_core.datasets.growth import NewClass
+    from gencls_core.datasets.growth import NewClass, with_ids_if_there
     from gencls_core.report.class_change import class_change
     from gencls_core.run import RunDirectory
     from jobs.progress import draw
     from jobs.summary import print_class_change
 
+    if no_id_column and flags["id_column"]:
+        raise click.UsageError("--no-id-column contradicts --id-column " + flags["id_column"])
     began = time.perf_counter()
     directory = RunDirectory(run)
     made = directory.manifest()["config"]["data"]
-    columns = {column: flags.pop(column) or made[column] for column in COLUMNS}
+    given = {column: flags.pop(column) for column in COLUMNS}
+    columns = {column: given[column] or made[column] for column in COLUMNS}
+    if no_id_column:
+        columns["id_column"] = None
     prior = flags.pop("prior")
     changes = given_values(flags) | ({"posterior": {"prior": prior}} if prior else {})
 
     def read(path: Path) -> DataConfig:
-        return parse_section(DataConfig, {**columns, "data": str(path.absolute())})
+        config = parse_section(DataConfig, {**columns, "data": str(path.absolute())})
+        return config if given["id_column"] else with_ids_if_there(config)
 
     asked = NewClass(name, read(texts), None if test is None else read(test))
     draw(add_class(run, asked, changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import shutil
 import subprocess
@@ -536,6 +537,43 @@ def test_a_new_prior_is_that_of_before_too(made, run):
     change = class_change(run, NEW)
     assert change is not None
     assert (change.correct_before, change.correct_after) == (14, 14)
+
+
+def write_csv(path: Path, columns: dict[str, list[str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def test_texts_without_ids_of_their_own_get_some(made, trained, tmp_path):
+    texts = sentences(NEW, 12, 1)
+    command(
+        "add-class", trained.path, "--name", NEW, write_csv(tmp_path / "a.csv", {"text": texts})
+    )
+    splits: Any = trained.dataset().splits
+    rows_of = [row for split in splits for row in trained.dataset().read(split).to_pylist()]
+    numbers = {row["text"]: row["example_id"] for row in rows_of if row["label"] == NEW}
+    assert len(numbers) == 12
+    for number, text in enumerate(texts):
+        assert numbers[text] in [f"{split}-{NEW}-{number}" for split in splits]
+
+
+def test_ids_that_are_taken_can_be_left_away(made, trained, tmp_path):
+    texts, taken = sentences(NEW, 12, 1), [f"train-01-{n}" for n in range(12)]
+    columns = {"id": taken, "text": texts}
+    arguments = ["add-class", trained.path, "--name", NEW, write_csv(tmp_path / "a.csv", columns)]
+    found = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert isinstance(found.exception, DataError)
+    assert "--no-id-column" in str(found.exception)
+    with pytest.raises(DataError, match="no column `number`"):
+        CliRunner().invoke(
+            cli, [*map(str, arguments), "--id-column", "number"], catch_exceptions=False
+        )
+    command(*arguments, "--no-id-column")
+    ids = trained.dataset().read("train")["example_id"].to_pylist()
+    assert sum(name.startswith(f"train-{NEW}-") for name in ids) == 8
 
 
 def test_a_prior_of_the_old_classes_must_be_said_anew(made, run):

@@ -106,16 +106,17 @@ class KnownTexts:
 
     def id_of(self, example: Example, split: SplitName) -> str:
         """Give the id of a new text in a split; refuse one that is taken."""
-        found = example.example_id
-        if found is None:
-            found = f"{split}-{class_directory_name(self._name)}-{example.row}"
+        made = f"{split}-{class_directory_name(self._name)}-{example.row}"
+        found = made if example.example_id is None else example.example_id
         if found in self._places:
             raise example_error(
                 example,
                 f"the id {shown(found)} stands twice",
                 found=f"first {self._places[found]}",
                 expected="an id of its own for each row, over all splits of the run",
-                remedy="correct the ids, or leave `--id-column` away",
+                remedy="name a column with the texts' own ids by `--id-column`"
+                if example.example_id is None
+                else f"correct the ids, or give `--no-id-column`: then it is {made}",
             )
         line = "" if example.line is None else f":{example.line}"
         self._places[found] = f"at {example.file}{line}"
