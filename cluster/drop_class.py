@@ -12,6 +12,7 @@ from cluster.add_class import changed_settings, publish_files, require_class_mod
 from cluster.pipeline import logged
 from cluster.stages import light_stage, report_stage
 from gencls_core.config import RunConfig
+from gencls_core.cost_file import costs_among
 from gencls_core.datasets.shrinking import shrunk
 from gencls_core.dropping import CHANGE, Drop, finish_change, tidy_dataset
 from gencls_core.ensemble import LIGHT, companions_of
@@ -94,7 +95,7 @@ def _decide(
         after = change.dataset
         posterior = config.posterior
         if posterior.costs is not None:
-            kept = tuple(pair for pair in posterior.costs if name not in pair[:2])
+            kept = costs_among(posterior.costs, after.classes)
             posterior = posterior.model_copy(update={"costs": kept})
         check_posterior(posterior, after.classes, after.prior_counts)
         publish_files(run, change)
@@ -129,6 +130,8 @@ def _decide(
         f"{system_title(system)} knows {name}: its scores are left out"
         for system in sorted(there - {main, BACKGROUND, *LIGHT})
     ]
+    if config.posterior.costs is not None and posterior.costs is None:
+        notes.append(f"the costs of decisions go with {name}: none above 0 is left of them")
     if BACKGROUND in there and name not in added[-1:]:
         notes.append(f"what the untrained base said beside texts of {name} is left out")
     return notes

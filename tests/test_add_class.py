@@ -625,9 +625,19 @@ def test_costs_go_with_the_classes(made, run):
     costs = read_json(run.report_path / "report.json")["decisions"]["costs"]
     assert (len(costs), costs[0][1], costs[0][3]) == (4, 7.0, 1.0)
     list(drop_class(run.path, CLASSES[1], {}))
-    assert run.manifest()["config"]["posterior"]["costs"] == []
-    costs = read_json(run.report_path / "report.json")["decisions"]["costs"]
-    assert costs == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    assert run.manifest()["config"]["posterior"]["costs"] is None
+    assert read_json(run.report_path / "report.json")["decisions"] is None
+
+
+def test_costs_that_would_decide_nothing_go_with_a_class(trained):
+    a, b, gone = CLASSES
+    manifest = trained.manifest()
+    pairs = [[a, b, 0.0], [b, a, 0.0], [a, gone, 5.0]]
+    posterior = {**manifest["config"]["posterior"], "costs": pairs}
+    trained.write_manifest({**manifest, "config": {**manifest["config"], "posterior": posterior}})
+    events = list(drop_class(trained.path, gone, {}))
+    assert any("costs of decisions" in e.message for e in events if isinstance(e, Note))
+    assert trained.manifest()["config"]["posterior"]["costs"] is None
 
 
 def test_the_commands_say_what_changed_and_what_it_cost(made, run):
