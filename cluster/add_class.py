@@ -30,6 +30,7 @@ from cluster.turn import in_turn
 from gencls_core.config import RunConfig
 from gencls_core.config_parsing import parse_run_config
 from gencls_core.datasets import Dataset
+from gencls_core.datasets.dataset import SplitName
 from gencls_core.datasets.growth import (
     ChangedDataset,
     NewClass,
@@ -44,7 +45,7 @@ from gencls_core.events import Event, Note, StageFinished, StageStarted
 from gencls_core.ownership import Lease
 from gencls_core.remote_path import Location
 from gencls_core.report.class_change import figures_before
-from gencls_core.run import RunDirectory, recorded_training
+from gencls_core.run import RunDirectory, recorded_training, system_of
 from gencls_core.run_folder import owned
 from gencls_core.scoring_job import BACKGROUND
 from gencls_core.selection_report import SelectionReport
@@ -68,6 +69,8 @@ class _Entered:
 
 def add_class(model_dir: Location, asked: NewClass, changes: dict[str, Any]) -> Iterator[Event]:
     """Add a class to a finished run; the last event's message is the report's folder.
+
+    What the run has not scored stays without scores: one that was only trained has no report then.
 
     Args:
         model_dir: the run.
@@ -93,7 +96,7 @@ def _stages(run: RunDirectory, asked: NewClass, changes: dict[str, Any]) -> Iter
             stack,
             [run.path],
             lambda holding: _enter(stack, holding, run, asked, changes),
-            lambda entered: works(entered.preparation, score=True),
+            lambda entered: works(entered.preparation, score=bool(entered.preparation.splits)),
         )
         started += waited
         dataset, name = entered.preparation.dataset, entered.name
@@ -104,7 +107,10 @@ def _stages(run: RunDirectory, asked: NewClass, changes: dict[str, Any]) -> Iter
         yield StageFinished("prepare", message, time.perf_counter() - started)
         for note in entered.preparation.notes:
             yield Note(note)
-        yield from work_off(entered.preparation, entered.place, entered.lease, started, score=True)
+        scores = bool(entered.preparation.splits)
+        yield from work_off(
+            entered.preparation, entered.place, entered.lease, started, score=scores
+        )
 
 
 def _enter(
@@ -134,9 +140,12 @@ def _enter(
             change = grown(dataset, config.data, asked, Path(folder))
         preparation = _prepared(run, manifest, config, change.dataset, place, asked.name)
         if entry is None:
-            added = {**manifest.get("added", {}), asked.name: figures_before(run)}
+            if preparation.reports:
+                figures = figures_before(run, asked.name, config.posterior.prior)
+                added = {**manifest.get("added", {}), asked.name: figures}
+                manifest = {**manifest, "added": added}
             lease.check()
-            run.write_manifest({**manifest, "added": added})
+            run.write_manifest(manifest)
             publish_files(run, change)
             write_json(run.dataset_path / "dataset.json", change.dataset.to_json())
     tidy_dataset(run)
@@ -226,12 +235,15 @@ def _prepared(
     Raises:
         StoreError: when other class models are missing, or would be trained anew.
     """
-    preparation = prepare_run(config, dataset, run, budget=place.budget)
+    unscored = _unscored(run, manifest)
+    scores = any(name not in unscored for name in dataset.splits if name != "train")
+    preparation = prepare_run(config, dataset, run, budget=place.budget, scores=scores)
     if preparation.precision != manifest["precision"]:
         # As the other classes, whatever this machine would take.
         compute = config.compute.model_copy(update={"precision": manifest["precision"]})
         config = config.model_copy(update={"compute": compute})
-        preparation = prepare_run(config, dataset, run, budget=place.budget)
+        preparation = prepare_run(config, dataset, run, budget=place.budget, scores=scores)
+    preparation = replace(preparation, unscored=unscored)
     others = [task.class_name for task in preparation.training_tasks() if task.class_name != name]
     if others or preparation.must_build_base:
         what = "the base model" if preparation.must_build_base else "a model"
@@ -252,6 +264,14 @@ def _prepared(
     return replace(preparation, selection=selection)
 
 
+def _unscored(run: RunDirectory, manifest: dict[str, Any]) -> frozenset[SplitName]:
+    """Give the splits that stay without scores: where no test text has any, those of which none
+    has."""
+    splits: frozenset[SplitName] = frozenset(("validation", "test"))
+    scored = run.scored(system_of(manifest))
+    return frozenset() if "test" in scored else splits.difference(scored)
+
+
 def publish_files(run: RunDirectory, change: ChangedDataset) -> None:
     """Put a changed dataset's new files beside those that are there."""
     for name, file in change.files.items():
@@ -262,8 +282,9 @@ def publish_files(run: RunDirectory, change: ChangedDataset) -> None:
 def _left_out(preparation: Preparation, manifest: dict[str, Any]) -> Iterator[str]:
     """Remove scores of systems that do not know the new class and do not learn it here."""
     run, main = preparation.run, preparation.system.name
-    learns = {main, *([BASELINE] if preparation.config.baseline else []), *companions(preparation)}
-    learns.add(BACKGROUND)  # it knows no class at all
+    learns = {main, BACKGROUND}  # which knows no class at all
+    if preparation.reports:
+        learns.update([BASELINE] if preparation.config.baseline else [], companions(preparation))
     gone = dict.fromkeys(
         name
         for store in (run.scores, run.validation_scores)

@@ -83,6 +83,7 @@ def works(preparation: Preparation, *, score: bool) -> bool:
     """Say whether a run has anything to do that takes CPUs or GPUs."""
     if has_work(preparation, score=score):
         return True
+    score = score and preparation.reports
     wants_background = score and preparation.config.scoring.background
     if wants_background and background_missing(preparation, preparation.run):
         return True

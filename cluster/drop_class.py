@@ -12,8 +12,9 @@ from cluster.add_class import changed_settings, publish_files, require_class_mod
 from cluster.pipeline import logged
 from cluster.stages import light_stage, report_stage
 from gencls_core.config import RunConfig
+from gencls_core.cost_file import costs_among
 from gencls_core.datasets.shrinking import shrunk
-from gencls_core.dropping import Drop, finish_change, tidy_dataset
+from gencls_core.dropping import CHANGE, Drop, finish_change, tidy_dataset
 from gencls_core.ensemble import LIGHT, companions_of
 from gencls_core.errors import GenclsError, StoreError
 from gencls_core.events import Event, Note, StageFinished, StageStarted
@@ -23,6 +24,7 @@ from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory, system_of
 from gencls_core.run_folder import owned
 from gencls_core.scoring_job import BACKGROUND
+from gencls_core.storage import remove_tree
 from gencls_core.systems.names import system_title
 
 __all__ = ["drop_class"]
@@ -32,6 +34,8 @@ def drop_class(
     model_dir: Location, name: str, changes: dict[str, Any], *, baseline: bool = True
 ) -> Iterator[Event]:
     """Take a class out of a run; the last event's message is the report's folder.
+
+    A run that was only trained has no test scores: it goes on without a report.
 
     Args:
         model_dir: the run.
@@ -62,9 +66,11 @@ def _stages(
             lease.check()
             finish_change(run)
         yield StageFinished("drop", f"{name} is out", time.perf_counter() - began)
-        if not baseline:
-            yield Note("bags of words are left out: the command that made the run learns them anew")
-        yield from _report(run, lease, baseline)
+        if "test" in run.scored(system_of(manifest)):
+            yield from _report(run, lease, baseline)
+        lease.check()
+        values = {key: value for key, value in run.manifest().items() if key != "dropping"}
+        run.write_manifest({**values, "status": "finished"})
 
 
 def _decide(
@@ -89,7 +95,7 @@ def _decide(
         after = change.dataset
         posterior = config.posterior
         if posterior.costs is not None:
-            kept = tuple(pair for pair in posterior.costs if name not in pair[:2])
+            kept = costs_among(posterior.costs, after.classes)
             posterior = posterior.model_copy(update={"costs": kept})
         check_posterior(posterior, after.classes, after.prior_counts)
         publish_files(run, change)
@@ -115,6 +121,7 @@ def _decide(
     try:
         Drop(run, name, before, after, changed).decide()
     except GenclsError:
+        remove_tree(run.path / CHANGE)
         tidy_dataset(run)
         raise
     main = system_of(manifest)
@@ -123,6 +130,8 @@ def _decide(
         f"{system_title(system)} knows {name}: its scores are left out"
         for system in sorted(there - {main, BACKGROUND, *LIGHT})
     ]
+    if config.posterior.costs is not None and posterior.costs is None:
+        notes.append(f"the costs of decisions go with {name}: none above 0 is left of them")
     if BACKGROUND in there and name not in added[-1:]:
         notes.append(f"what the untrained base said beside texts of {name} is left out")
     return notes
@@ -142,7 +151,7 @@ def _report(run: RunDirectory, lease: Lease, baseline: bool) -> Iterator[Event]:
     )
     if baseline:
         yield from light_stage(config, dataset, run, beside, lease)
+    else:
+        yield Note("bags of words are left out: the command that made the run learns them anew")
     lease.check()
     yield from report_stage(config, run, None)
-    values = {key: value for key, value in manifest.items() if key != "dropping"}
-    run.write_manifest({**values, "status": "finished"})

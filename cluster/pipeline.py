@@ -204,7 +204,7 @@ def work_off(
             # A full disk must not hide what filled it.
             with contextlib.suppress(StoreError):
                 run.write_manifest({**manifest, "status": status, "seconds": round(seconds, 2)})
-    if score:
+    if score and preparation.reports:
         lease.check()
         try:
             yield from report_stage(preparation.config, run, None)
@@ -285,6 +285,8 @@ def _stages(
         return
     yield from score_stage(preparation, place, lease)
     lease.check()
+    if not preparation.reports:
+        return
     if not preparation.config.baseline:
         for name in set(LIGHT) - set(companions(preparation)):
             preparation.run.scores.retire(name, ())

@@ -66,6 +66,8 @@ class Preparation:
     """How the recipe was chosen, once it is."""
     judged: bool = False
     """Whether the labels of the held-out texts judge what is trained, and choose no epoch."""
+    unscored: frozenset[SplitName] = frozenset()
+    """Splits that are left without scores, in a run that was only trained."""
     torn: frozenset[str] = frozenset()
     """Classes whose committed model has other bytes by now: to be trained again."""
 
@@ -95,7 +97,13 @@ class Preparation:
         wanted: tuple[SplitName, ...] = ("validation", "test")
         if self.system.objective is None:
             wanted = ("test",)
-        return tuple(split for split in wanted if split in self.dataset.splits)
+        there = self.dataset.splits.keys() - self.unscored
+        return tuple(split for split in wanted if split in there)
+
+    @property
+    def reports(self) -> bool:
+        """Say whether test texts are scored: without, there is nothing to report."""
+        return "test" in self.splits
 
     def digest_of(self, class_name: str) -> str:
         """Name the model of a class, or of all classes, that this run wants."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gencls_core.errors import UsageError
 
-__all__ = ["CostPair", "check_cost_pairs", "read_cost_pairs"]
+__all__ = ["CostPair", "check_cost_pairs", "costs_among", "read_cost_pairs"]
 
 CostPair = tuple[str, str, float]
 """The true class, the decided one, and what that costs."""
@@ -61,10 +61,26 @@ def check_cost_pairs(
             if name not in classes:
                 expected = f"one of {', '.join(classes)}"
                 raise _error(place, None, f"class {name!r}", expected)
+    if _are_free(pairs, classes):
+        raise _error(place, None, "no cost above 0", "mistakes that cost something")
+
+
+def costs_among(pairs: Sequence[CostPair], classes: Sequence[str]) -> tuple[CostPair, ...] | None:
+    """Give what mistakes cost among some of the classes.
+
+    Returns:
+        None where no pair is of them alone, or no mistake would cost anything: then costs decide
+        nothing.
+    """
+    kept = tuple(pair for pair in pairs if pair[0] in classes and pair[1] in classes)
+    return kept if kept and not _are_free(kept, classes) else None
+
+
+def _are_free(pairs: Sequence[CostPair], classes: Sequence[str]) -> bool:
+    """Say whether no mistake costs anything; a pair that is left out costs 1."""
     free = {(label, decided) for label, decided, cost in pairs if cost == 0}
     mistakes = {(one, other) for one in classes for other in classes if one != other}
-    if mistakes <= free and not any(cost for *_, cost in pairs):
-        raise _error(place, None, "no cost above 0", "mistakes that cost something")
+    return mistakes <= free and not any(cost for *_, cost in pairs)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str, float]]:

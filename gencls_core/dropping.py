@@ -89,9 +89,9 @@ class Drop:
         for record in store.records(job.system.name):
             if record.class_name in found:
                 found[record.class_name].append(record)
+        if not any(found.values()):
+            return  # never scored, and not now
         for name, records in found.items():
-            if not records:
-                continue  # never scored, and not now
             there = {(record.key, record.digest, record.start) for record in records}
             keys = {
                 ShardKey(job.system.name, name, shard.index, shard.count): shard for shard in ranges
@@ -135,7 +135,8 @@ class Drop:
                 place=store.directory(*_of(anew)),
                 found=f"{0 if table is None else table.num_rows:,} rows of texts that stay",
                 expected=f"{rows:,}",
-                remedy="run the command that made the run again: it scores what is missing",
+                remedy="run the command that scored (`gencls run` or `gencls evaluate`) again: it "
+                "scores what is missing",
             )
         scored = sum(record.rows for record in records)
         seconds = sum(record.seconds for record in records)

@@ -3,6 +3,7 @@
     GenclsError
     ├── UsageError          a flag, a run file or a combination of them (exit code 2)
     ├── DataError           a dataset that cannot be read or used
+    │   └── ColumnError     a column that a file lacks (gencls_core.datasets.reading)
     ├── ModelError          a model or tokenizer that cannot be loaded or used
     ├── ResourceError       memory, CPUs or GPUs that do not suffice
     ├── TrainingError       training that cannot go on (for example a NaN loss)

@@ -20,14 +20,13 @@ from gencls_core.datasets.dataset import Dataset
 from gencls_core.datasets.ingest import ingest
 from gencls_core.datasets.source import Source
 from gencls_core.digests import scratch_digest
-from gencls_core.errors import DataError, ResourceError, StoreError, UsageError
+from gencls_core.errors import ResourceError, StoreError, UsageError
 from gencls_core.events import TrainingProgress
 from gencls_core.model_source import ResolvedModel, is_scratch, resolve_model
 from gencls_core.ownership import Lease, OwnershipError
 from gencls_core.posterior import check_posterior
 from gencls_core.precision import Precision, cpu_multiplies_bf16, resolve_precision
 from gencls_core.prompts import check_prompts, prefixes_for
-from gencls_core.remote_path import Location
 from gencls_core.run import RunDirectory
 from gencls_core.run_folder import incoming_folder, owned
 from gencls_core.run_manifest import manifest_of, previous_manifest
@@ -193,7 +192,10 @@ def _prepare(config: RunConfig, source: Source, run: RunDirectory) -> _Prepared:
     bf16 = cpu_multiplies_bf16() if device == "cpu" else None
     precision, note = resolve_precision(config.compute.precision, device, bf16=bf16)
     with incoming_folder(run) as incoming:
-        dataset = ingest(config.data, incoming, reuse=_as_prepared(run), source=source)
+        dataset = ingest(config.data, incoming, reuse=run.dataset_path, source=source)
+        if source.classes is not None and dataset.classes != source.classes:
+            # A class came or went since: whoever fits wants the classes of these texts.
+            dataset = ingest(config.data, incoming, source=source)
         check_posterior(config.posterior, dataset.classes, dataset.prior_counts)
         if names_classes(system):
             check_prompts(config.systems, dataset.classes)
@@ -210,16 +212,6 @@ def _prepare(config: RunConfig, source: Source, run: RunDirectory) -> _Prepared:
         precision=precision,
         notes=(*((note,) if note else ()), *dataset.warnings),
     )
-
-
-def _as_prepared(run: RunDirectory) -> Location | None:
-    """Give the folder of a run's dataset, unless a class came or went since it was prepared: who
-    fits again means the classes of these texts."""
-    try:
-        changed = {"added", "dropped"} & run.dataset().source.keys()
-    except (DataError, ValueError, KeyError, TypeError):
-        return None
-    return None if changed else run.dataset_path
 
 
 def _base(config: RunConfig, dataset: Dataset, run: RunDirectory) -> ResolvedModel:

@@ -142,6 +142,11 @@ class RunDirectory:
         name = class_directory_name(class_name) if class_name else ALL_CLASSES
         return self.models_of(system) / name
 
+    def scored(self, system: str) -> tuple[SplitName, ...]:
+        """Give the splits of which a system has scored texts, be it in part."""
+        splits: tuple[SplitName, ...] = ("validation", "test")
+        return tuple(split for split in splits if self.scores_of(split).records(system))
+
     def adopt_dataset(self, incoming: Path) -> None:
         """Put a newly prepared dataset in the place of the run's own.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import shutil
 import subprocess
@@ -23,8 +24,8 @@ import gencls_core.dropping
 from cluster.add_class import add_class
 from cluster.drop_class import drop_class
 from cluster.evaluation import classify_texts, evaluate_models
-from cluster.pipeline import run_all
-from gencls_core import ClassifierRun
+from cluster.pipeline import run_all, train_models
+from gencls_core import ClassifierRun, GenerativeClassifier
 from gencls_core.class_models import ClassModel
 from gencls_core.config import DataConfig
 from gencls_core.datasets.growth import NewClass
@@ -445,6 +446,11 @@ def test_a_run_that_cannot_take_a_class_is_refused(made, run, tmp_path):
         list(add_class(tmp_path / "nothing", asked(made), {}))
 
 
+def test_a_class_does_not_go_from_scores_that_are_not_whole(run):
+    run.scores.drop("class-lm", CLASSES[2])
+    assert "not whole" in refused(run, drop_class(run.path, CLASSES[0], {}), StoreError)
+
+
 def test_a_class_that_cannot_go_is_refused(run):
     assert "no such class" in refused(run, drop_class(run.path, "nobody", {}), UsageError)
     list(drop_class(run.path, CLASSES[0], {}))
@@ -469,6 +475,132 @@ def test_dropping_loads_neither_torch_nor_ray(larger):
     assert done.stdout == "set()\n", done.stdout + done.stderr
     assert read_json(larger.report_path / "report.json")["baselines"].keys() == {"majority"}
     assert larger.manifest()["classes"] == list(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def trained_once(made, tmp_path_factory) -> Path:
+    """Give a run whose models were trained, and of which nothing was scored."""
+    folder = tmp_path_factory.mktemp("trained")
+    list(train_models(config_of(made).model_copy(update={"output_dir": folder / "run"})))
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> RunDirectory:
+    shutil.copytree(trained_once, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def command(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_run_that_was_only_trained_stays_without_scores(made, trained):
+    texts = made / "new-train.jsonl"
+    assert "Models: " in command("add-class", trained.path, "--name", NEW, texts)
+    assert trained.manifest()["classes"] == [*CLASSES, NEW]
+    assert "Models: " in command("drop-class", trained.path, "--name", CLASSES[0])
+    manifest = trained.manifest()
+    assert manifest["classes"] == [*CLASSES[1:], NEW]
+    assert manifest["status"] == "finished"
+    assert not {"dropping", "added"} & manifest.keys()
+    assert not trained.model_path(CLASSES[0]).exists()
+    assert not [p for p in (trained.report_path, trained.scores.path) if p.exists()]
+    assert verify(trained).whole, verify(trained).findings
+    assert "no such class" in refused(trained, drop_class(trained.path, CLASSES[0], {}), UsageError)
+    events = list(run_all(config_at(made, trained)))
+    assert not [event for event in events if isinstance(event, ClassTrained)]
+    assert read_json(trained.report_path / "report.json")["classes"] == [*CLASSES[1:], NEW]
+
+
+def test_what_scikit_learn_fitted_takes_a_class_and_lets_one_go(made, tmp_path):
+    made_rows = [row for name in CLASSES for row in rows(name, "train", TRAIN)]
+    texts, labels = ([row[key] for row in made_rows] for key in ("text", "label"))
+    classifier = GenerativeClassifier(
+        str(made / "base"), epochs=1, learning_rate=5e-3, output_dir=tmp_path / "run"
+    ).fit(texts, labels)
+    run = RunDirectory(tmp_path / "run")
+    changes = {"compute": {"num_cpus": 2, "memory_gb": 8}}
+    with_test = add_class(run.path, asked(made), changes)
+    assert "leave `--test` away" in refused(run, with_test, DataError)
+    events = list(add_class(run.path, asked(made, test=False), changes))
+    assert [event.class_name for event in events if isinstance(event, ClassTrained)] == [NEW]
+    counts = {name: info.class_counts[NEW] for name, info in run.dataset().splits.items()}
+    assert counts == {"train": 18, "validation": 2}
+    # Its probabilities rest on held-out texts: those of all classes, under all.
+    assert run.scored("class-lm") == ("validation",)
+    assert len(scores(run, "validation-scores")) == 4 * run.dataset().held_out
+    assert ClassifierRun.open(run.path).notes == ()
+    assert ClassifierRun.open(run.path).classify(sentences(NEW, 1, 9))[0].predicted == NEW
+    list(drop_class(run.path, CLASSES[0], {}))
+    assert run.manifest()["status"] == "finished"
+    assert verify(run).whole, verify(run).findings
+    assert ClassifierRun.open(run.path).classes == (*CLASSES[1:], NEW)
+    # Whoever fits again wants the classes that are given.
+    assert classifier.fit(texts, labels).run_.classes == CLASSES
+    assert set(classifier.predict(texts)) <= set(CLASSES)
+
+
+def prior_of(*classes: str) -> str:
+    """Give a prior that makes every text one of the first class."""
+    return ",".join(f"{name}={1e-60 if n else 1}" for n, name in enumerate(classes))
+
+
+def test_before_and_after_are_by_the_same_rule(made, run):
+    build_report(run, prior=prior_of(*CLASSES))
+    list(add_class(run.path, asked(made), {}))
+    before = read_json(made / "run" / "report" / "report.json")
+    change = class_change(run, NEW)
+    assert change is not None
+    assert change.correct_before == int(np.trace(before["confusion"][before["answer"]])) > 14
+    list(add_class(run.path, asked(made), {"posterior": {"prior": prior_of(*CLASSES, NEW)}}))
+    assert class_change(run, NEW) is None
+
+
+def test_a_new_prior_is_that_of_before_too(made, run):
+    list(add_class(run.path, asked(made), {"posterior": {"prior": prior_of(*CLASSES, NEW)}}))
+    change = class_change(run, NEW)
+    assert change is not None
+    assert (change.correct_before, change.correct_after) == (14, 14)
+
+
+def write_csv(path: Path, columns: dict[str, list[str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def test_texts_without_ids_of_their_own_get_some(made, trained, tmp_path):
+    texts = sentences(NEW, 12, 1)
+    command(
+        "add-class", trained.path, "--name", NEW, write_csv(tmp_path / "a.csv", {"text": texts})
+    )
+    splits: Any = trained.dataset().splits
+    rows_of = [row for split in splits for row in trained.dataset().read(split).to_pylist()]
+    numbers = {row["text"]: row["example_id"] for row in rows_of if row["label"] == NEW}
+    assert len(numbers) == 12
+    for number, text in enumerate(texts):
+        assert numbers[text] in [f"{split}-{NEW}-{number}" for split in splits]
+
+
+def test_ids_that_are_taken_can_be_left_away(made, trained, tmp_path):
+    texts, taken = sentences(NEW, 12, 1), [f"train-01-{n}" for n in range(12)]
+    columns = {"id": taken, "text": texts}
+    arguments = ["add-class", trained.path, "--name", NEW, write_csv(tmp_path / "a.csv", columns)]
+    found = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert isinstance(found.exception, DataError)
+    assert "--no-id-column" in str(found.exception)
+    with pytest.raises(DataError, match="no column `number`"):
+        CliRunner().invoke(
+            cli, [*map(str, arguments), "--id-column", "number"], catch_exceptions=False
+        )
+    command(*arguments, "--no-id-column")
+    ids = trained.dataset().read("train")["example_id"].to_pylist()
+    assert sum(name.startswith(f"train-{NEW}-") for name in ids) == 8
 
 
 def test_a_prior_of_the_old_classes_must_be_said_anew(made, run):
@@ -520,9 +652,19 @@ def test_costs_go_with_the_classes(made, run):
     costs = read_json(run.report_path / "report.json")["decisions"]["costs"]
     assert (len(costs), costs[0][1], costs[0][3]) == (4, 7.0, 1.0)
     list(drop_class(run.path, CLASSES[1], {}))
-    assert run.manifest()["config"]["posterior"]["costs"] == []
-    costs = read_json(run.report_path / "report.json")["decisions"]["costs"]
-    assert costs == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    assert run.manifest()["config"]["posterior"]["costs"] is None
+    assert read_json(run.report_path / "report.json")["decisions"] is None
+
+
+def test_costs_that_would_decide_nothing_go_with_a_class(trained):
+    a, b, gone = CLASSES
+    manifest = trained.manifest()
+    pairs = [[a, b, 0.0], [b, a, 0.0], [a, gone, 5.0]]
+    posterior = {**manifest["config"]["posterior"], "costs": pairs}
+    trained.write_manifest({**manifest, "config": {**manifest["config"], "posterior": posterior}})
+    events = list(drop_class(trained.path, gone, {}))
+    assert any("costs of decisions" in e.message for e in events if isinstance(e, Note))
+    assert trained.manifest()["config"]["posterior"]["costs"] is None
 
 
 def test_the_commands_say_what_changed_and_what_it_cost(made, run):

@@ -83,6 +83,7 @@ def example_of_cells(
         raise example_error(
             example,
             f"no id in the column `{config.id_column}`",
-            remedy="give each row its own id, or leave `--id-column` away",
+            remedy="give each row its own id, or leave `--id-column` away (in `gencls add-class`: "
+            "give `--no-id-column`)",
         )
     return example

@@ -20,12 +20,20 @@ from gencls_core.config import DataConfig
 from gencls_core.datasets.dataset import Dataset, Part, SplitInfo, SplitName
 from gencls_core.datasets.new_texts import KnownTexts, NewTexts, cut_texts
 from gencls_core.datasets.open_source import open_source
+from gencls_core.datasets.reading import ColumnError
 from gencls_core.datasets.source import ALL, Source
 from gencls_core.datasets.writing import SplitWriter, row_frame
 from gencls_core.errors import DataError, UsageError
 from gencls_core.storage import class_directory_name, digest_of
 
-__all__ = ["ChangedDataset", "NewClass", "added_digest", "grown", "new_class_name"]
+__all__ = [
+    "ChangedDataset",
+    "NewClass",
+    "added_digest",
+    "grown",
+    "new_class_name",
+    "with_ids_if_there",
+]
 
 
 @dataclass(frozen=True)
@@ -46,16 +54,36 @@ class NewClass:
         """
         config = self.test if test else self.texts
         assert config is not None
-        source = open_source(config, labelled=False)
-        if source.splits != (ALL,):
-            raise DataError.of(
-                "not one file of texts",
-                place=source.description,
-                found=", ".join(source.splits),
-                expected="one CSV, JSONL, Parquet or .txt file",
-                remedy="give the texts of the new class as one file, its test texts with --test",
-            )
-        return source
+        return _opened(config)
+
+
+def _opened(config: DataConfig) -> Source:
+    source = open_source(config, labelled=False)
+    if source.splits != (ALL,):
+        raise DataError.of(
+            "not one file of texts",
+            place=source.description,
+            found=", ".join(source.splits),
+            expected="one CSV, JSONL, Parquet or .txt file",
+            remedy="give the texts of the new class as one file, its test texts with --test",
+        )
+    return source
+
+
+def with_ids_if_there(config: DataConfig) -> DataConfig:
+    """Read no ids where the file lacks their column: each text then gets one of its own.
+
+    Raises:
+        DataError: when the file cannot be read, or is not one file of texts.
+    """
+    if config.id_column is None:
+        return config
+    try:
+        next(_opened(config).examples(ALL), None)
+    except ColumnError:
+        # Where it is the column of the texts that is missing, whoever reads them says so.
+        return config.model_copy(update={"id_column": None})
+    return config
 
 
 @dataclass(frozen=True)

@@ -106,16 +106,17 @@ class KnownTexts:
 
     def id_of(self, example: Example, split: SplitName) -> str:
         """Give the id of a new text in a split; refuse one that is taken."""
-        found = example.example_id
-        if found is None:
-            found = f"{split}-{class_directory_name(self._name)}-{example.row}"
+        made = f"{split}-{class_directory_name(self._name)}-{example.row}"
+        found = made if example.example_id is None else example.example_id
         if found in self._places:
             raise example_error(
                 example,
                 f"the id {shown(found)} stands twice",
                 found=f"first {self._places[found]}",
                 expected="an id of its own for each row, over all splits of the run",
-                remedy="correct the ids, or leave `--id-column` away",
+                remedy="name a column with the texts' own ids by `--id-column`"
+                if example.example_id is None
+                else f"correct the ids, or give `--no-id-column`: then it is {made}",
             )
         line = "" if example.line is None else f":{example.line}"
         self._places[found] = f"at {example.file}{line}"
@@ -123,7 +124,7 @@ class KnownTexts:
 
     def refuse_leak(self, example: Example) -> None:
         """Refuse a text that is a test text of another class."""
-        tested = self.labels["test"]
+        tested = self.labels.get("test", {})
         if (key := text_hash(example)) not in tested:
             return
         raise example_error(
@@ -182,14 +183,23 @@ def cut_texts(
         held_back: its test texts; None: some of `rows`.
 
     Raises:
-        DataError: when there are too few.
+        DataError: when there are too few, or test texts for a run that has none.
     """
+    if "test" not in dataset.splits and held_back is not None:
+        raise DataError.of(
+            "test texts for a run without a test split",
+            place=held_back.source.description,
+            found=f"a run of {', '.join(dataset.splits)} texts",
+            expected="texts to learn from alone",
+            remedy="leave `--test` away, and score them with `gencls evaluate`",
+        )
     number = len(dataset.classes)
     fraction = settings.validation_fraction
     # Some samples are too small to hold any text out of them.
     validates = "validation" in dataset.splits and bool(
         part_for_validation(settings.max_samples or 3, fraction)
     )
+    tests_some = "test" in dataset.splits and held_back is None
 
     def chosen(mask: Mask, count: int, seed: int, purpose: int) -> Mask:
         # As the class of this number: another run with all classes would draw the same.
@@ -198,14 +208,14 @@ def cut_texts(
 
     def parts(count: int) -> tuple[int, int, int]:
         """Give how many of `count` texts would train, be held out, test."""
-        tests = 0 if held_back is not None else part_for_test(count, settings.test_fraction)
+        tests = part_for_test(count, settings.test_fraction) if tests_some else 0
         train = min(count - tests, settings.max_samples or count)
         held = part_for_validation(train, fraction) if validates else 0
         return train - held, held, tests
 
     def enough(count: int) -> bool:
         train, held, tests = parts(count)
-        return train > 0 and (held > 0 or not validates) and (tests > 0 or held_back is not None)
+        return train > 0 and (held > 0 or not validates) and (tests > 0 or not tests_some)
 
     def too_few() -> DataError:
         needed = next((count for count in range(1, 1000) if enough(count)), 1000)
@@ -215,8 +225,8 @@ def cut_texts(
             found=f"{len(rows)}" + (", some of them test texts" if settings.drop_leaks else ""),
             expected=f"at least {needed}: to train on"
             + (", to hold out" if validates else "")
-            + (", to test on" if held_back is None else ""),
-            remedy="add texts" + ("" if held_back else ", or give the test texts with --test"),
+            + (", to test on" if tests_some else ""),
+            remedy="add texts" + (", or give the test texts with --test" if tests_some else ""),
         )
 
     if not enough(len(rows)):
@@ -229,7 +239,7 @@ def cut_texts(
     tested, tested_mask = (rows, test)
     if held_back is not None:
         tested, tested_mask = held_back, np.ones(len(held_back), dtype=np.bool_)
-    if settings.max_test_samples is not None:
+    if settings.max_test_samples is not None and "test" in dataset.splits:
         # The test texts are a sample: the new class has no more of them than the largest one.
         most = max(dataset.split("test").class_counts.values())
         tested_mask = chosen(tested_mask, most, settings.split_seed, TEST_SAMPLE)
@@ -245,4 +255,6 @@ def cut_texts(
         count = part_for_validation(int(train.sum()), fraction)
         validation = chosen(train, count, settings.seed_of_sample, VALIDATION_CUT)
         cut = {"train": (rows, train & ~validation), "validation": (rows, validation)}
-    return Cut({**cut, "test": (tested, tested_mask)}, learned)
+    if "test" in dataset.splits:
+        cut["test"] = (tested, tested_mask)
+    return Cut(cut, learned)

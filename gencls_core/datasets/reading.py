@@ -12,7 +12,7 @@ from typing import TextIO
 from gencls_core.errors import DataError
 from gencls_core.storage import file_sha256
 
-__all__ = ["closest", "column_error", "file_digest", "open_text", "reading", "shown"]
+__all__ = ["ColumnError", "closest", "column_error", "file_digest", "open_text", "reading", "shown"]
 
 
 def shown(value: object, width: int = 60) -> str:
@@ -83,12 +83,16 @@ def _encoding_error(path: Path, encoding: str, error: UnicodeError) -> DataError
     )
 
 
+class ColumnError(DataError):
+    """A column that a file does not have."""
+
+
 def column_error(
     path: Path, line: int | None, column: str, option: str, columns: Iterable[str]
-) -> DataError:
+) -> ColumnError:
     """Build the error about a column that the file does not have."""
     names = [str(name) for name in columns]
-    return DataError.of(
+    return ColumnError.of(
         f"no column `{column}`",
         place=path,
         line=line,

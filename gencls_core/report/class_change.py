@@ -1,17 +1,22 @@
 """What a new class did to the figures of a run, and what it cost.
 
-The figures of before are kept in `run.json` (`added`) when the class comes, since the report that
-held them is written anew.
+The figures of before are kept in `run.json` (`added`) when the class comes, since the scores that
+they rest on go: bags of words learn anew. They are under the prior that the run has afterwards, and
+by its own settings, whatever its report was last built with.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gencls_core.class_models import ClassModel
 from gencls_core.datasets.dataset import SplitName
+from gencls_core.metrics import evaluate
+from gencls_core.posterior import UNLABELLED, resolve_prior
+from gencls_core.report.inference import Rule, rule_of
 from gencls_core.run import RunDirectory, system_of
+from gencls_core.score_matrix import read_likelihoods
 from gencls_core.storage import read_json
 
 __all__ = ["ClassChange", "class_change", "figures_before"]
@@ -43,38 +48,47 @@ class ClassChange:
         return sum(self.moved_from.values())
 
 
-def figures_before(run: RunDirectory) -> dict[str, Any]:
-    """Give what is kept of a report when a class comes: classes and confusion.
+def figures_before(run: RunDirectory, name: str, prior: str) -> dict[str, Any]:
+    """Give what is kept of a run when a class comes: its classes, and the confusion of its answers.
+
+    Args:
+        run: as it is yet.
+        name: the class.
+        prior: that of the run with the class. Its part for the class is left out, so that the old
+            classes stand to each other as they will.
 
     Raises:
-        StoreError: when there is no report and the scores are not whole.
+        StoreError: when the scores are not whole.
     """
-    try:
-        report = read_json(run.report_path / "report.json")
-    except (FileNotFoundError, ValueError):
-        from gencls_core.report.build import build_report
+    rule = _rule_before(run, name, prior)
+    found = rule.applied(read_likelihoods(run.scores, rule.system, rule.classes, rule.records))
+    metrics = evaluate(found.answer, found.matrix.label_codes, rule.classes)
+    return {"classes": rule.classes, "prior": prior, "confusion": metrics.confusion}
 
-        report = build_report(run).model_dump(mode="json")
-    answer = report["answer"]
-    return {
-        "classes": report["classes"],
-        "answer": answer,
-        "confusion": report["confusion"][answer],
-        "accuracy": report["accuracy"][answer],
-    }
+
+def _rule_before(run: RunDirectory, name: str, prior: str) -> Rule:
+    if prior == UNLABELLED:
+        return rule_of(run, prior=prior)
+    rule = rule_of(run, prior="uniform")
+    whole = resolve_prior(prior, (*rule.classes, name), run.dataset().prior_counts)
+    share = sum(whole[known] for known in rule.classes)
+    return replace(rule, prior={known: whole[known] / share for known in rule.classes})
 
 
 def class_change(run: RunDirectory, name: str) -> ClassChange | None:
-    """Compare the report of a run with that of before its last class came.
+    """Compare the report of a run with what it answered before its last class came.
 
     Returns:
-        None where the class did not come last, or nothing was kept of before.
+        None where the class did not come last, nothing was kept of before, or the report is under
+        another prior.
     """
     manifest = run.manifest()
     before = manifest.get("added", {}).get(name)
     if before is None or manifest["classes"] != [*before["classes"], name]:
         return None
     report = read_json(run.report_path / "report.json")
+    if report["prior"]["name"] != before.get("prior"):
+        return None
     after = report["confusion"][report["answer"]]
     old = range(len(before["classes"]))
     moved = {known: after[c][-1] for c, known in enumerate(before["classes"]) if after[c][-1]}
