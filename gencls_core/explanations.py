@@ -58,10 +58,9 @@ def explain_example(
         UsageError: when there is no such text or class, or no sum decided.
         StoreError: when scores are missing.
     """
-    rule = rule_of(run, prior=prior, ensemble=ensemble)
+    rule = _rule_of_sums(run, prior=prior, ensemble=ensemble)
     row, text = _find(run, example_id)
     matrix = _scores_of(run, rule, row)
-    _refuse_losses(rule, matrix)
     log_posterior_C = posterior_of(matrix, rule.prior, rule.answer)[0]
     label = matrix.labels[0].as_py()
     pair = _pair(rule.classes, log_posterior_C, class_name, against, label)
@@ -98,10 +97,10 @@ def explain_text(
         models: the run's, where they are loaded already.
 
     Raises:
-        UsageError: when there is no such class.
+        UsageError: when there is no such class, or no sum decides.
         StoreError: when a model is missing.
     """
-    rule = rule_of(run, prior=prior)
+    rule = _rule_of_sums(run, prior=prior)
     answer = rule.answer.alone if isinstance(rule.answer, Pool) else rule.answer
     tables = _tables_of(run, text, rule.classes, models)
     matrix = LikelihoodMatrix.of_tables({name: tables[name] for name in rule.classes})
@@ -162,10 +161,10 @@ def decisive_phrases(
         fewest_texts: texts that must hold it.
 
     Raises:
-        UsageError: when there are no token scores.
+        UsageError: when there are no token scores, or no sum decided.
         StoreError: when scores are missing, or classes were scored in unequal shards.
     """
-    rule, dataset = rule_of(run), run.dataset()
+    rule, dataset = _rule_of_sums(run), run.dataset()
     scale = 1.0 if rule.answer is None else _alone(rule.answer).scale
     # Less the mean of the others: the mean of all, but for the own part of it.
     scale *= len(rule.classes) / max(1, len(rule.classes) - 1)
@@ -247,14 +246,24 @@ def _alone(answer: Calibration | Pool) -> Calibration:
     return answer.alone if isinstance(answer, Pool) else answer
 
 
-def _refuse_losses(rule: Rule, matrix: LikelihoodMatrix) -> None:
-    if rule.by_loss and matrix.loss_scores is not None:
+def _rule_of_sums(
+    run: RunDirectory, *, prior: str | None = None, ensemble: str | None = None
+) -> Rule:
+    """Give the rule of a run whose answers are sums over tokens.
+
+    Raises:
+        UsageError: when they are not.
+    """
+    rule = rule_of(run, prior=prior, ensemble=ensemble)
+    if rule.by_loss:
         raise UsageError.of(
-            "labels of this run were decided by mean losses, which are no sum over tokens",
+            "labels of this run are decided by mean losses, which are no sum over tokens",
+            place=run.path,
             found="--likelihood loss",
             expected="exact log-likelihoods",
             remedy="score the texts with `gencls evaluate --likelihood exact`, and explain that",
         )
+    return rule
 
 
 def _pair(

@@ -14,6 +14,7 @@ from run_fixtures import make_config, make_data
 
 from cluster.evaluation import evaluate_models
 from cluster.pipeline import run_all
+from gencls_core import ClassifierRun
 from gencls_core.config import DataConfig
 from gencls_core.errors import UsageError
 from gencls_core.explanations import decisive_phrases, explain_example, explain_text
@@ -174,8 +175,16 @@ def test_an_evaluation_is_explained_by_the_models_of_its_run(runs, tmp_path):
 def test_what_mean_losses_decided_is_no_sum(runs):
     changes = {"scoring": {"likelihood": "loss"}, "compute": {"actors": 1}}
     *_, last = evaluate_models(runs["independent"].path, None, changes)
-    with pytest.raises(UsageError, match="mean losses"):
-        explain_example(RunDirectory(Path(last.message).parent), "test-1")
+    run = RunDirectory(Path(last.message).parent)
+    by_python = ClassifierRun.open(run.path)
+    for explain in (
+        lambda: explain_example(run, "test-1"),
+        lambda: explain_text(run, "a goal"),
+        lambda: decisive_phrases(run),
+        lambda: by_python.explain(text="a goal"),
+    ):
+        with pytest.raises(UsageError, match=r"mean losses(.|\n)*found: --likelihood loss"):
+            explain()
 
 
 def test_a_class_is_not_told_from_itself(runs):
