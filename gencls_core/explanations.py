@@ -1,13 +1,13 @@
 """Explain decisions of a run: evidence of a text, and phrases that decide over all texts.
 
 Token scores that were kept (`--per-token`) are read; where they were not, or for another text, the
-run's models are loaded here and score the text again.
+run's models are loaded here and score the text again. What the run said of a test text stands:
+what its models say otherwise here is an item of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -64,14 +64,14 @@ def explain_example(
     log_posterior_C = posterior_of(matrix, rule.prior, rule.answer)[0]
     label = matrix.labels[0].as_py()
     pair = _pair(rule.classes, log_posterior_C, class_name, against, label)
-    tokens = stored_tokens(run, rule.records, row, pair)
+    tokens, rounding = stored_tokens(run, rule.records, row, pair), 0.0
     if tokens is None:
         tokens = _scored_here(run, text, pair, models)
-        matrix = _with_sums(matrix, pair, tokens, run.manifest()["precision"])
+        rounding = _rounding(matrix, pair, tokens, run.manifest()["precision"])
     offsets_T = TokenReader(run).offsets(text, tokens[0])
     return laid_out(
-        text, offsets_T, tokens, pair, _of_classes(matrix, rule.prior, rule.answer), rule.prior,
-        rule.answer, truncated=bool(matrix.truncated[0]),
+        text, offsets_T, tokens, pair, _by_class(rule.classes, log_posterior_C), rule.prior,
+        rule.answer, rounding=rounding, truncated=bool(matrix.truncated[0]),
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def explain_text(
     assert tokens is not None, "scored with its tokens"
     offsets_T = TokenReader(run).offsets(text, tokens[0])
     return laid_out(
-        text, offsets_T, tokens, pair, _of_classes(matrix, rule.prior, answer), rule.prior,
+        text, offsets_T, tokens, pair, _by_class(rule.classes, log_posterior_C), rule.prior,
         answer, truncated=bool(matrix.truncated[0]),
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ def explain_kept(
     reader = None
     for row, tokens in kept_tokens(run.scores, inference.records, pairs):
         reader = reader or TokenReader(run)
-        said = dict(zip(matrix.classes, inference.answer[row].tolist(), strict=True))
+        said = _by_class(matrix.classes, inference.answer[row])
         offsets_T = reader.offsets(texts[row], tokens[0])
         yield row, laid_out(
             texts[row], offsets_T, tokens, pairs[row], said, inference.prior, rule,
@@ -204,6 +204,7 @@ def laid_out(
     prior: Mapping[str, float],
     answer: Calibration | Pool | None,
     *,
+    rounding: float = 0.0,
     truncated: bool = False,
 ) -> Evidence:
     """Lay out what decided between two classes, by the rule that a run's answer is made with.
@@ -216,6 +217,7 @@ def laid_out(
         log_posterior: what the answer says of either, in nats.
         prior: of either.
         answer: the calibration, or None.
+        rounding: log-likelihood ratio by the scores that decided, less that by `tokens`.
         truncated: whether the text was cut before it was scored.
     """
     a, b = pair
@@ -231,15 +233,13 @@ def laid_out(
         calibration=used.biases[a] - used.biases[b],
         prior=float(np.log(prior[a]) - np.log(prior[b])),
         ensemble=isinstance(answer, Pool),
+        rounding=rounding,
         truncated=truncated,
     )
 
 
-def _of_classes(
-    matrix: LikelihoodMatrix, prior: dict[str, float], answer: Calibration | Pool | None
-) -> dict[str, float]:
-    """Give what an answer says of the only text of a matrix, in nats."""
-    return dict(zip(matrix.classes, posterior_of(matrix, prior, answer)[0].tolist(), strict=True))
+def _by_class(classes: Sequence[str], log_posterior_C: FloatArray) -> dict[str, float]:
+    return dict(zip(classes, log_posterior_C.tolist(), strict=True))
 
 
 def _alone(answer: Calibration | Pool) -> Calibration:
@@ -350,19 +350,18 @@ def _tables_of(
     return found
 
 
-def _with_sums(
+def _rounding(
     matrix: LikelihoodMatrix, pair: tuple[str, str], tokens: Tokens, precision: str
-) -> LikelihoodMatrix:
-    """Put the sums of what was scored here in the place of the stored scores.
+) -> float:
+    """Give the log-likelihood ratio of two classes by the stored scores, less that by the tokens.
 
     Raises:
-        UsageError: when they are far from those: these models did not score the text.
+        UsageError: when the scores are far from the sums: these models did not score the text.
     """
-    scores_NC = matrix.scores.copy()
+    differences = []
     for name, scores_T in zip(pair, tokens[1:], strict=True):
-        place = matrix.classes.index(name)
         total = float(scores_T.sum(dtype=np.float64))
-        stored = float(scores_NC[0, place])
+        stored = float(matrix.scores[0, matrix.classes.index(name)])
         if abs(total - stored) > 1e-3 + _FAR[precision] * abs(stored):
             raise UsageError.of(
                 "the run's models do not say of this text what its scores say",
@@ -371,5 +370,5 @@ def _with_sums(
                 remedy="`gencls verify RUN`, and the run's own command again; --text explains what "
                 "the models say now",
             )
-        scores_NC[0, place] = total
-    return replace(matrix, scores=scores_NC)
+        differences.append(stored - total)
+    return differences[0] - differences[1]

@@ -129,14 +129,9 @@ def print_evidence(found: Evidence, console: Console) -> None:
     table.add_column("what speaks")
     table.add_column("nats", justify="right")
     words = sum(piece.nats for piece in found.tokens)
-    for name, nats in (
-        ("the words", words),
-        ("that the text ends there", found.end),
-        ("the classes' biases (calibration)", found.calibration),
-        ("the prior", found.prior),
-        ("the second system (ensemble)", found.ensemble),
-    ):
-        if nats or name == "the words":
+    table.add_row("the words", _nats(words))
+    for name, nats in found.beside_words:
+        if round(nats, 2):
             table.add_row(name, _nats(nats))
     table.add_row("together", _nats(found.total), style="bold")
     console.print(table)
@@ -204,6 +199,7 @@ def _as_json(found: Evidence) -> dict[str, Any]:
         "calibration": found.calibration,
         "prior": found.prior,
         "ensemble": found.ensemble,
+        "rounding": found.rounding,
         "truncated": found.truncated,
         "tokens": listed(found.tokens),
         "words": listed(found.words),

@@ -106,12 +106,9 @@ class ShownText:
         items = (
             ("the words", shown),
             ("the words that are not shown", sum(t.nats for t in found.tokens) - shown),
-            ("that the text ends there", found.end),
-            ("the classes' biases", found.calibration),
-            ("the prior", found.prior),
-            ("the second system", found.ensemble),
+            *found.beside_words,
         )
-        # Rounding is no item.
+        # What the last bits of a sum come to is no item.
         return tuple((name, nats) for name, nats in items if abs(nats) > 1e-9)
 
 
