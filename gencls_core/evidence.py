@@ -27,7 +27,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "Piece", "evidence_of", "spans_of", "word_bounds", "word_sums"]
+__all__ = [
+    "Evidence",
+    "Piece",
+    "evidence_of",
+    "spans_of",
+    "strengths_of",
+    "word_bounds",
+    "word_sums",
+]
 
 FloatArray = NDArray[np.float64]
 Bounds = tuple[int, int]
@@ -35,6 +43,8 @@ Bounds = tuple[int, int]
 
 _JOINERS = frozenset("'’-\u200c\u200d")
 """They hold a word together, if there are letters on both sides."""
+_FAINT = 0.05
+"""A word that says less, beside the one that says most, is not coloured."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +260,13 @@ def spans_of(words: Sequence[Piece]) -> tuple[Piece, ...]:
             nats = sum(word.nats for word in words[first : last + 1])
             found.append(Piece(words[first].start, words[last].stop, nats))
     return tuple(sorted(found, key=lambda piece: (-abs(piece.nats), piece.start)))
+
+
+def strengths_of(words: Sequence[Piece]) -> list[float]:
+    """Say how strong the colour of each word is: 1 for what says most, 0 for next to nothing."""
+    most = max((abs(word.nats) for word in words), default=0.0) or 1.0
+    shares = [abs(word.nats) / most for word in words]
+    return [share if share >= _FAINT else 0.0 for share in shares]
 
 
 def _maximal_runs(values: Sequence[float]) -> list[tuple[int, int]]:

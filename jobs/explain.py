@@ -148,12 +148,13 @@ def _coloured(found: Evidence) -> Text:
     """Put each word on a ground of its class's colour, the stronger the more it says."""
     from rich.text import Text
 
+    from gencls_core.evidence import strengths_of
+
     words = found.words
-    most = max((abs(word.nats) for word in words), default=0.0) or 1.0
     drawn, end = Text(), 0
-    for word in words:
+    for word, strength in zip(words, strengths_of(words), strict=True):
         drawn.append(_harmless(found.text[end : word.start]))
-        drawn.append(_harmless(found.text[word.start : word.stop]), style=_style(word, most))
+        drawn.append(_harmless(found.text[word.start : word.stop]), style=_style(word, strength))
         end = word.stop
     drawn.append(_harmless(found.text[end:]))
     return drawn
@@ -165,9 +166,8 @@ def _harmless(text: str) -> str:
     return text.translate({ord(sign): "\N{REPLACEMENT CHARACTER}" for sign in obeyed})
 
 
-def _style(word: Piece, most: float) -> str:
-    strength = min(1.0, abs(word.nats) / most)
-    if strength < 0.05:
+def _style(word: Piece, strength: float) -> str:
+    if not strength:
         return ""
     pale = round(235 - 115 * strength)
     ground = (pale, 235, pale) if word.nats > 0 else (245, pale, pale)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from gencls_core.calibration import Calibration, Pool
-from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, word_bounds
+from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, strengths_of, word_bounds
 from gencls_core.explanations import laid_out
 from gencls_core.posterior import posterior_of
 from gencls_core.score_matrix import LikelihoodMatrix
@@ -102,6 +102,13 @@ def test_phrases_are_maximal_scoring_subsequences(seed):
     assert against == naive_runs([-value for value in values])
     sizes = [abs(piece.nats) for piece in found]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_colours_are_as_strong_as_what_a_word_says():
+    words = [Piece(at, at + 1, nats) for at, nats in enumerate((-4.0, 1.0, 0.19, 0.0))]
+    assert strengths_of(words) == [1.0, 0.25, 0.0, 0.0]
+    assert strengths_of(words[3:]) == [0.0]
+    assert strengths_of([]) == []
 
 
 def test_all_items_add_up_to_the_log_odds():
