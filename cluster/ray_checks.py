@@ -7,6 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.capacity import GB, Budget, cluster_budget, joined_address
@@ -14,7 +15,7 @@ from cluster.connection import ray_session
 from cluster.dev_cluster import dev_cluster
 from cluster.errors import UnreachableError
 from cluster.target import VARIABLE, find_target
-from gencls_core.checks import Finding
+from gencls_core.checks import Finding, failure
 from gencls_core.config import ComputeConfig
 from gencls_core.errors import ResourceError, counted
 from gencls_core.place_checks import check_folder
@@ -79,25 +80,44 @@ def check_cluster(address: str | None) -> Iterator[Finding]:
     Args:
         address: of the command line.
     """
-    joined, note = _joined(address), ""
     named = os.environ.get("RAY_ADDRESS")
-    if not joined and not address and named and named != "local":
-        joined, note = named, "; runs join it with --address, RAY_ADDRESS alone is not enough"
-    if not joined:
-        return
-    _require_answer(joined)
-    with ray_session(None, joined):
+    if joined := _joined(address):
+        yield _join(joined)
+    elif not address and named and named != "local":
+        yield _named_by_ray_alone(named)
+
+
+def _join(address: str) -> Finding:
+    _require_answer(address)
+    with ray_session(None, address):
         version = _run_a_task()
         budget = cluster_budget(ComputeConfig(device="cpu"))
     found = (
-        f"{joined}: Ray {version}, {counted(len(budget.nodes), 'node')} with "
+        f"{address}: Ray {version}, {counted(len(budget.nodes), 'node')} with "
         f"{counted(budget.cpus, 'CPU')}, {counted(budget.gpus, 'GPU')} and "
-        f"{budget.memory_bytes / GB:.1f} GB for workers{note}"
+        f"{budget.memory_bytes / GB:.1f} GB for workers"
     )
     if budget.cpus:
-        yield Finding("cluster", "ok", found)
-    else:
-        yield Finding("cluster", "problem", found, "start nodes with CPUs: ray start --num-cpus N")
+        return Finding("cluster", "ok", found)
+    return Finding("cluster", "problem", found, "start nodes with CPUs: ray start --num-cpus N")
+
+
+def _named_by_ray_alone(address: str) -> Finding:
+    """Look at what RAY_ADDRESS names: a cluster to join, or a dashboard, which Ray's jobs take.
+
+    Nothing about it is a problem: runs start a Ray of their own all the same.
+    """
+    is_dashboard = _is_dashboard(address)
+    try:
+        found = _ask_dashboard("cluster", address) if is_dashboard else _join(address)
+    except Exception as error:  # as of any check
+        found = failure("cluster", error)
+    if found.state != "ok":
+        remedy = "; or ".join(filter(None, ("unset RAY_ADDRESS", found.remedy)))
+        return replace(found, state="warning", remedy=remedy)
+    use = "`gencls submit` goes there" if is_dashboard else "runs join it"
+    note = f"{use} with --address, RAY_ADDRESS alone is not enough"
+    return replace(found, found=f"{found.found}; {note}")
 
 
 def _require_answer(address: str) -> None:
@@ -135,11 +155,15 @@ def check_jobs(address: str | None) -> Iterator[Finding]:
             return
     elif address is not None and not _is_dashboard(address):
         return
+    yield _ask_dashboard("jobs", address)
+
+
+def _ask_dashboard(name: str, address: str | None) -> Finding:
     target = find_target(address)
     client = target.client()
     version, jobs = client.check(), client.jobs()
-    yield Finding(
-        "jobs", "ok", f"{target.url}: Ray {version}, {counted(len(jobs), 'job')} in its history"
+    return Finding(
+        name, "ok", f"{target.url}: Ray {version}, {counted(len(jobs), 'job')} in its history"
     )
 
 

@@ -80,8 +80,12 @@ def _dashboard(named: str, source: str | None) -> str:
     host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc.rstrip(":")
     if parts.hostname == "localhost":
         host = "127.0.0.1"
-    port = port or (443 if parts.scheme == "https" else 8265)
+    port = port or _default_port(parts.scheme)
     return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _default_port(scheme: str) -> int:
+    return 443 if scheme == "https" else 8265
 
 
 def _split(address: str) -> tuple[urllib.parse.SplitResult | None, int | None]:
@@ -109,7 +113,7 @@ def _refuse_conflict(url: str, local: DevCluster | None) -> None:
         host = {"localhost": "127.0.0.1"}.get(parts.hostname or "", parts.hostname)
         same = host == ours.hostname
         if parts.scheme in ("http", "https"):
-            same = same and (port or 8265) == ours.port
+            same = same and (port or _default_port(parts.scheme)) == ours.port
         elif local is not None:
             same = same and (f"{host}:{port}" == local.gcs_address) == (url == local.url)
     if not same:

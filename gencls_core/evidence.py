@@ -8,8 +8,9 @@ Under Bayes' rule the log-odds of two classes are a sum:
                               +  log π_a − log π_b                                          prior
 
 with s = 1 and no b where nothing is calibrated. Where an ensemble is the answer, its posterior is a
-mean and no sum; what it adds to the calibrated likelihoods stands as one item of its own. So the
-items always add up to the log-odds that decided.
+mean and no sum; what it adds to the calibrated likelihoods stands as one item of its own; so does
+what tokens that are scored again, on a machine that rounds otherwise, say less than the scores that
+decided. So the items always add up to the log-odds that decided.
 
 What a token adds is what the two models make of it after what they have read: a word late in a text
 may say little because the first ones said it already.
@@ -26,7 +27,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "Piece", "evidence_of", "spans_of", "word_bounds", "word_sums"]
+__all__ = [
+    "Evidence",
+    "Piece",
+    "evidence_of",
+    "spans_of",
+    "strengths_of",
+    "word_bounds",
+    "word_sums",
+]
 
 FloatArray = NDArray[np.float64]
 Bounds = tuple[int, int]
@@ -34,6 +43,8 @@ Bounds = tuple[int, int]
 
 _JOINERS = frozenset("'’-\u200c\u200d")
 """They hold a word together, if there are letters on both sides."""
+_FAINT = 0.05
+"""A word that says less, beside the one that says most, is not coloured."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Evidence:
     prior: float
     ensemble: float
     """What a second system adds to the likelihoods."""
+    rounding: float
+    """What the scores that decided say more than the tokens, which were scored again here."""
     truncated: bool
     """Whether the text was cut before it was scored: what follows has no part in it."""
 
@@ -88,11 +101,21 @@ class Evidence:
         return spans_of(self.words)
 
     @property
+    def beside_words(self) -> tuple[tuple[str, float], ...]:
+        """Give the items that are no words, by name."""
+        return (
+            ("that the text ends there", self.end),
+            ("the classes' biases", self.calibration),
+            ("the prior", self.prior),
+            ("the second system", self.ensemble),
+            ("rounding of this machine", self.rounding),
+        )
+
+    @property
     def total(self) -> float:
-        """Add up all items; `log_odds` but for rounding."""
+        """Add up all items; `log_odds` but for the last bits."""
         parts = [piece.nats for piece in self.tokens]
-        parts += [self.end, self.calibration, self.prior, self.ensemble]
-        return float(np.sum(parts))
+        return float(np.sum(parts + [nats for _, nats in self.beside_words]))
 
 
 def evidence_of(
@@ -108,6 +131,7 @@ def evidence_of(
     calibration: float = 0.0,
     prior: float = 0.0,
     ensemble: bool = False,
+    rounding: float = 0.0,
     truncated: bool = False,
 ) -> Evidence:
     """Lay out what decided between two classes.
@@ -125,6 +149,7 @@ def evidence_of(
         calibration: the class's bias less the other's.
         prior: the logarithm of the ratio of their priors.
         ensemble: whether the answer is that of an ensemble; what remains is its item.
+        rounding: log-likelihood ratio by the scores that decided, less that by the tokens.
         truncated: whether the text was cut.
     """
     nats_T = scale * (scores_T.astype(np.float64) - others_T.astype(np.float64))
@@ -134,10 +159,14 @@ def evidence_of(
         for (start, stop), nats in zip(offsets_T, nats_T[:count], strict=True)
     )
     end = float(nats_T[count:].sum())
-    rest = log_odds - float(nats_T.sum()) - calibration - prior if ensemble else 0.0
+    rounding *= scale
+    rest = 0.0
+    if ensemble:
+        rest = log_odds - float(nats_T.sum()) - calibration - prior - rounding
     return Evidence(
-        text, class_name, against, log_odds, pieces, end, calibration, prior, rest, truncated
-    )
+        text, class_name, against, log_odds, pieces, end, calibration, prior, rest, rounding,
+        truncated,
+    )  # fmt: skip
 
 
 def word_bounds(text: str) -> list[Bounds]:
@@ -231,6 +260,13 @@ def spans_of(words: Sequence[Piece]) -> tuple[Piece, ...]:
             nats = sum(word.nats for word in words[first : last + 1])
             found.append(Piece(words[first].start, words[last].stop, nats))
     return tuple(sorted(found, key=lambda piece: (-abs(piece.nats), piece.start)))
+
+
+def strengths_of(words: Sequence[Piece]) -> list[float]:
+    """Say how strong the colour of each word is: 1 for what says most, 0 for next to nothing."""
+    most = max((abs(word.nats) for word in words), default=0.0) or 1.0
+    shares = [abs(word.nats) / most for word in words]
+    return [share if share >= _FAINT else 0.0 for share in shares]
 
 
 def _maximal_runs(values: Sequence[float]) -> list[tuple[int, int]]:

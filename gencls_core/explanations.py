@@ -1,13 +1,13 @@
 """Explain decisions of a run: evidence of a text, and phrases that decide over all texts.
 
 Token scores that were kept (`--per-token`) are read; where they were not, or for another text, the
-run's models are loaded here and score the text again.
+run's models are loaded here and score the text again. What the run said of a test text stands:
+what its models say otherwise here is an item of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -58,21 +58,20 @@ def explain_example(
         UsageError: when there is no such text or class, or no sum decided.
         StoreError: when scores are missing.
     """
-    rule = rule_of(run, prior=prior, ensemble=ensemble)
+    rule = _rule_of_sums(run, prior=prior, ensemble=ensemble)
     row, text = _find(run, example_id)
     matrix = _scores_of(run, rule, row)
-    _refuse_losses(rule, matrix)
     log_posterior_C = posterior_of(matrix, rule.prior, rule.answer)[0]
     label = matrix.labels[0].as_py()
     pair = _pair(rule.classes, log_posterior_C, class_name, against, label)
-    tokens = stored_tokens(run, rule.records, row, pair)
+    tokens, rounding = stored_tokens(run, rule.records, row, pair), 0.0
     if tokens is None:
         tokens = _scored_here(run, text, pair, models)
-        matrix = _with_sums(matrix, pair, tokens, run.manifest()["precision"])
+        rounding = _rounding(matrix, pair, tokens, run.manifest()["precision"])
     offsets_T = TokenReader(run).offsets(text, tokens[0])
     return laid_out(
-        text, offsets_T, tokens, pair, _of_classes(matrix, rule.prior, rule.answer), rule.prior,
-        rule.answer, truncated=bool(matrix.truncated[0]),
+        text, offsets_T, tokens, pair, _by_class(rule.classes, log_posterior_C), rule.prior,
+        rule.answer, rounding=rounding, truncated=bool(matrix.truncated[0]),
     )  # fmt: skip
 
 
@@ -98,10 +97,10 @@ def explain_text(
         models: the run's, where they are loaded already.
 
     Raises:
-        UsageError: when there is no such class.
+        UsageError: when there is no such class, or no sum decides.
         StoreError: when a model is missing.
     """
-    rule = rule_of(run, prior=prior)
+    rule = _rule_of_sums(run, prior=prior)
     answer = rule.answer.alone if isinstance(rule.answer, Pool) else rule.answer
     tables = _tables_of(run, text, rule.classes, models)
     matrix = LikelihoodMatrix.of_tables({name: tables[name] for name in rule.classes})
@@ -111,7 +110,7 @@ def explain_text(
     assert tokens is not None, "scored with its tokens"
     offsets_T = TokenReader(run).offsets(text, tokens[0])
     return laid_out(
-        text, offsets_T, tokens, pair, _of_classes(matrix, rule.prior, answer), rule.prior,
+        text, offsets_T, tokens, pair, _by_class(rule.classes, log_posterior_C), rule.prior,
         answer, truncated=bool(matrix.truncated[0]),
     )  # fmt: skip
 
@@ -142,7 +141,7 @@ def explain_kept(
     reader = None
     for row, tokens in kept_tokens(run.scores, inference.records, pairs):
         reader = reader or TokenReader(run)
-        said = dict(zip(matrix.classes, inference.answer[row].tolist(), strict=True))
+        said = _by_class(matrix.classes, inference.answer[row])
         offsets_T = reader.offsets(texts[row], tokens[0])
         yield row, laid_out(
             texts[row], offsets_T, tokens, pairs[row], said, inference.prior, rule,
@@ -162,10 +161,10 @@ def decisive_phrases(
         fewest_texts: texts that must hold it.
 
     Raises:
-        UsageError: when there are no token scores.
+        UsageError: when there are no token scores, or no sum decided.
         StoreError: when scores are missing, or classes were scored in unequal shards.
     """
-    rule, dataset = rule_of(run), run.dataset()
+    rule, dataset = _rule_of_sums(run), run.dataset()
     scale = 1.0 if rule.answer is None else _alone(rule.answer).scale
     # Less the mean of the others: the mean of all, but for the own part of it.
     scale *= len(rule.classes) / max(1, len(rule.classes) - 1)
@@ -205,6 +204,7 @@ def laid_out(
     prior: Mapping[str, float],
     answer: Calibration | Pool | None,
     *,
+    rounding: float = 0.0,
     truncated: bool = False,
 ) -> Evidence:
     """Lay out what decided between two classes, by the rule that a run's answer is made with.
@@ -217,6 +217,7 @@ def laid_out(
         log_posterior: what the answer says of either, in nats.
         prior: of either.
         answer: the calibration, or None.
+        rounding: log-likelihood ratio by the scores that decided, less that by `tokens`.
         truncated: whether the text was cut before it was scored.
     """
     a, b = pair
@@ -232,29 +233,37 @@ def laid_out(
         calibration=used.biases[a] - used.biases[b],
         prior=float(np.log(prior[a]) - np.log(prior[b])),
         ensemble=isinstance(answer, Pool),
+        rounding=rounding,
         truncated=truncated,
     )
 
 
-def _of_classes(
-    matrix: LikelihoodMatrix, prior: dict[str, float], answer: Calibration | Pool | None
-) -> dict[str, float]:
-    """Give what an answer says of the only text of a matrix, in nats."""
-    return dict(zip(matrix.classes, posterior_of(matrix, prior, answer)[0].tolist(), strict=True))
+def _by_class(classes: Sequence[str], log_posterior_C: FloatArray) -> dict[str, float]:
+    return dict(zip(classes, log_posterior_C.tolist(), strict=True))
 
 
 def _alone(answer: Calibration | Pool) -> Calibration:
     return answer.alone if isinstance(answer, Pool) else answer
 
 
-def _refuse_losses(rule: Rule, matrix: LikelihoodMatrix) -> None:
-    if rule.by_loss and matrix.loss_scores is not None:
+def _rule_of_sums(
+    run: RunDirectory, *, prior: str | None = None, ensemble: str | None = None
+) -> Rule:
+    """Give the rule of a run whose answers are sums over tokens.
+
+    Raises:
+        UsageError: when they are not.
+    """
+    rule = rule_of(run, prior=prior, ensemble=ensemble)
+    if rule.by_loss:
         raise UsageError.of(
-            "labels of this run were decided by mean losses, which are no sum over tokens",
+            "labels of this run are decided by mean losses, which are no sum over tokens",
+            place=run.path,
             found="--likelihood loss",
             expected="exact log-likelihoods",
             remedy="score the texts with `gencls evaluate --likelihood exact`, and explain that",
         )
+    return rule
 
 
 def _pair(
@@ -341,19 +350,18 @@ def _tables_of(
     return found
 
 
-def _with_sums(
+def _rounding(
     matrix: LikelihoodMatrix, pair: tuple[str, str], tokens: Tokens, precision: str
-) -> LikelihoodMatrix:
-    """Put the sums of what was scored here in the place of the stored scores.
+) -> float:
+    """Give the log-likelihood ratio of two classes by the stored scores, less that by the tokens.
 
     Raises:
-        UsageError: when they are far from those: these models did not score the text.
+        UsageError: when the scores are far from the sums: these models did not score the text.
     """
-    scores_NC = matrix.scores.copy()
+    differences = []
     for name, scores_T in zip(pair, tokens[1:], strict=True):
-        place = matrix.classes.index(name)
         total = float(scores_T.sum(dtype=np.float64))
-        stored = float(scores_NC[0, place])
+        stored = float(matrix.scores[0, matrix.classes.index(name)])
         if abs(total - stored) > 1e-3 + _FAR[precision] * abs(stored):
             raise UsageError.of(
                 "the run's models do not say of this text what its scores say",
@@ -362,5 +370,5 @@ def _with_sums(
                 remedy="`gencls verify RUN`, and the run's own command again; --text explains what "
                 "the models say now",
             )
-        scores_NC[0, place] = total
-    return replace(matrix, scores=scores_NC)
+        differences.append(stored - total)
+    return differences[0] - differences[1]

@@ -89,9 +89,11 @@ class PhraseCounter:
     def add(self, text: str, offsets_T: Sequence[Bounds], nats_TK: FloatArray) -> None:
         """Count the phrases of one text that was seen.
 
+        What stands behind the last token was cut off: it was not scored, and is not counted.
+
         Args:
             text: the text; upper and lower case are not told apart.
-            offsets_T: characters of each token.
+            offsets_T: characters of each token that was scored.
             nats_TK: what each token says for each class.
         """
         kept = self._kept
@@ -100,12 +102,13 @@ class PhraseCounter:
             return
         self._texts.add(key)
         bounds = word_bounds(text)
+        scored_until = offsets_T[-1][1] if offsets_T else 0
         until_WK = np.zeros((len(bounds) + 1, len(self._classes)))
         if bounds:
             np.cumsum(word_sums(text, bounds, offsets_T, nats_TK), axis=0, out=until_WK[1:])
         found: dict[str, list[FloatArray]] = {}
         for phrase, first, last in _phrases_of(text, self._longest):
-            if hash(phrase) in kept:
+            if bounds[last][1] <= scored_until and hash(phrase) in kept:
                 found.setdefault(phrase, []).append(until_WK[last + 1] - until_WK[first])
         for phrase, each in found.items():
             self._count(phrase, np.mean(each, axis=0))
@@ -128,17 +131,21 @@ class PhraseCounter:
         Args:
             most: phrases of a class.
         """
-        if not self._counts:
+        # Some texts that hold a phrase may have been cut before it.
+        enough = [place for place, count in enumerate(self._counts) if count >= self._fewest]
+        if not enough:
             return {name: [] for name in self._classes}
-        texts_P = np.array(self._counts)
-        mean_PK = np.stack(self._sums) / texts_P[:, None]
-        spread_PK = np.stack(self._squares) - texts_P[:, None] * mean_PK**2
+        texts_P = np.array(self._counts)[enough]
+        mean_PK = np.stack([self._sums[place] for place in enough]) / texts_P[:, None]
+        spread_PK = np.stack([self._squares[place] for place in enough])
+        spread_PK -= texts_P[:, None] * mean_PK**2
         spread_PK = spread_PK.clip(0.0) / (texts_P - 1)[:, None]
         reach_PK = _quantiles(texts_P, mean_PK.size)[:, None] * np.sqrt(
             spread_PK / texts_P[:, None]
         )
         low_PK = mean_PK - reach_PK
-        words = list(self._place)
+        phrases = list(self._place)
+        words = [phrases[place] for place in enough]
         found = {}
         for number, name in enumerate(self._classes):
             order = sorted(

@@ -129,14 +129,9 @@ def print_evidence(found: Evidence, console: Console) -> None:
     table.add_column("what speaks")
     table.add_column("nats", justify="right")
     words = sum(piece.nats for piece in found.tokens)
-    for name, nats in (
-        ("the words", words),
-        ("that the text ends there", found.end),
-        ("the classes' biases (calibration)", found.calibration),
-        ("the prior", found.prior),
-        ("the second system (ensemble)", found.ensemble),
-    ):
-        if nats or name == "the words":
+    table.add_row("the words", _nats(words))
+    for name, nats in found.beside_words:
+        if round(nats, 2):
             table.add_row(name, _nats(nats))
     table.add_row("together", _nats(found.total), style="bold")
     console.print(table)
@@ -153,12 +148,13 @@ def _coloured(found: Evidence) -> Text:
     """Put each word on a ground of its class's colour, the stronger the more it says."""
     from rich.text import Text
 
+    from gencls_core.evidence import strengths_of
+
     words = found.words
-    most = max((abs(word.nats) for word in words), default=0.0) or 1.0
     drawn, end = Text(), 0
-    for word in words:
+    for word, strength in zip(words, strengths_of(words), strict=True):
         drawn.append(_harmless(found.text[end : word.start]))
-        drawn.append(_harmless(found.text[word.start : word.stop]), style=_style(word, most))
+        drawn.append(_harmless(found.text[word.start : word.stop]), style=_style(word, strength))
         end = word.stop
     drawn.append(_harmless(found.text[end:]))
     return drawn
@@ -170,9 +166,8 @@ def _harmless(text: str) -> str:
     return text.translate({ord(sign): "\N{REPLACEMENT CHARACTER}" for sign in obeyed})
 
 
-def _style(word: Piece, most: float) -> str:
-    strength = min(1.0, abs(word.nats) / most)
-    if strength < 0.05:
+def _style(word: Piece, strength: float) -> str:
+    if not strength:
         return ""
     pale = round(235 - 115 * strength)
     ground = (pale, 235, pale) if word.nats > 0 else (245, pale, pale)
@@ -204,6 +199,7 @@ def _as_json(found: Evidence) -> dict[str, Any]:
         "calibration": found.calibration,
         "prior": found.prior,
         "ensemble": found.ensemble,
+        "rounding": found.rounding,
         "truncated": found.truncated,
         "tokens": listed(found.tokens),
         "words": listed(found.words),

@@ -200,6 +200,8 @@ def test_addresses(nowhere, monkeypatch):
     assert find_target(None).url == "http://head:1"
     with pytest.raises(AddressConflictError, match="other"):
         find_target("http://other:1")
+    monkeypatch.setenv("RAY_ADDRESS", "https://ray.example.org")
+    assert find_target("https://ray.example.org").url == "https://ray.example.org:443"
 
 
 @pytest.mark.parametrize(

@@ -290,9 +290,20 @@ def test_clusters_that_are_not_there(monkeypatch, closed_port):
     assert not [*check_jobs("127.0.0.1:6379"), *check_cluster("http://127.0.0.1:8265")]
     with pytest.raises(UnreachableError, match="refused"):
         list(check_jobs(f"http://127.0.0.1:{closed_port}"))
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    monkeypatch.setenv("GENCLS_ADDRESS", f"127.0.0.1:{closed_port}")
     with pytest.raises(UnreachableError, match="refused"):
         list(check_cluster(None))
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_stale_ray_address_keeps_nothing_from_working(monkeypatch, closed_port, scheme):
+    for name in ("GENCLS_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{closed_port}")
+    (cluster,) = check_cluster(None)
+    assert cluster.state == "warning"
+    assert "refused" in cluster.found
+    assert cluster.remedy.startswith("unset RAY_ADDRESS; or check ")
 
 
 class Dashboard(http.server.BaseHTTPRequestHandler):
@@ -313,10 +324,17 @@ def test_a_dashboard_takes_jobs(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with http.server.HTTPServer(("127.0.0.1", 0), Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        (jobs,) = check_jobs(f"http://127.0.0.1:{server.server_port}")
+        address = f"http://127.0.0.1:{server.server_port}"
+        (jobs,) = check_jobs(address)
+        # As Ray's own jobs take it.
+        monkeypatch.delenv("GENCLS_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        (cluster,) = check_cluster(None)
         server.shutdown()
-    assert jobs.state == "ok"
+    assert jobs.state == cluster.state == "ok"
     assert "Ray 2.60.0, 0 jobs" in jobs.found
+    assert cluster.found.startswith(jobs.found)
+    assert "`gencls submit` goes there with --address" in cluster.found
 
 
 @pytest.mark.ray

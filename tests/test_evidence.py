@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from gencls_core.calibration import Calibration, Pool
-from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, word_bounds
+from gencls_core.evidence import Evidence, Piece, evidence_of, spans_of, strengths_of, word_bounds
 from gencls_core.explanations import laid_out
 from gencls_core.posterior import posterior_of
 from gencls_core.score_matrix import LikelihoodMatrix
@@ -23,7 +23,8 @@ def pieces_of(text: str, cuts: list[int]) -> list[tuple[int, int]]:
 
 
 def words_of(text: str, tokens: list[Piece]) -> tuple[Piece, ...]:
-    nats = {"log_odds": 0.0, "end": 0.0, "calibration": 0.0, "prior": 0.0, "ensemble": 0.0}
+    rest = ("log_odds", "end", "calibration", "prior", "ensemble", "rounding")
+    nats = dict.fromkeys(rest, 0.0)
     return Evidence(text, "a", "b", tokens=tuple(tokens), truncated=False, **nats).words
 
 
@@ -103,6 +104,13 @@ def test_phrases_are_maximal_scoring_subsequences(seed):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_colours_are_as_strong_as_what_a_word_says():
+    words = [Piece(at, at + 1, nats) for at, nats in enumerate((-4.0, 1.0, 0.19, 0.0))]
+    assert strengths_of(words) == [1.0, 0.25, 0.0, 0.0]
+    assert strengths_of(words[3:]) == [0.0]
+    assert strengths_of([]) == []
+
+
 def test_all_items_add_up_to_the_log_odds():
     rng = np.random.default_rng(1)
     offsets = pieces_of(TEXT, [5, 9, 20])
@@ -136,7 +144,9 @@ def test_the_rule_of_a_run_is_taken_apart(answer):
     """Each item against the formula, by a posterior that was made without it."""
     rng = np.random.default_rng(3)
     scores = {name: rng.normal(-3, 1, 5).astype(np.float32) for name in "abc"}
+    # The scores that decided were made on another machine, which rounded otherwise.
     sums_C = [float(scores[name].sum(dtype=np.float64)) for name in "abc"]
+    sums_C = [nats + rounded for nats, rounded in zip(sums_C, (0.1, -0.2, 0.3), strict=True)]
     beside_C = rng.normal(size=3)
     matrix = LikelihoodMatrix(
         example_ids=pa.chunked_array([["x"]], pa.string()),
@@ -147,7 +157,9 @@ def test_the_rule_of_a_run_is_taken_apart(answer):
     prior = {"a": 0.2, "b": 0.7, "c": 0.1}
     tokens = ([1, 2, 3, 4, 0], scores["c"], scores["b"])
     said = dict(zip("abc", posterior_of(matrix, prior, answer)[0].tolist(), strict=True))
-    found = laid_out(TEXT, pieces_of(TEXT, [5, 9, 20]), tokens, ("c", "b"), said, prior, answer)
+    found = laid_out(
+        TEXT, pieces_of(TEXT, [5, 9, 20]), tokens, ("c", "b"), said, prior, answer, rounding=0.5
+    )
     log_prior_C = np.log([0.2, 0.7, 0.1])
 
     def posterior(member) -> np.ndarray:
@@ -165,6 +177,7 @@ def test_the_rule_of_a_run_is_taken_apart(answer):
     assert found.log_odds == pytest.approx(np.log(decided_C[2] / decided_C[1]))
     assert found.total == pytest.approx(found.log_odds, abs=1e-9)
     assert found.prior == pytest.approx(np.log(1 / 7))
+    assert found.rounding == pytest.approx(used.scale * 0.5)
     assert found.calibration == pytest.approx(used.biases["c"] - used.biases["b"])
     expected = used.scale * (scores["c"].astype(float) - scores["b"].astype(float))
     assert [token.nats for token in found.tokens] == pytest.approx(expected[:4].tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from run_fixtures import make_config, make_data
 
 from cluster.evaluation import evaluate_models
 from cluster.pipeline import run_all
+from gencls_core import ClassifierRun
 from gencls_core.config import DataConfig
 from gencls_core.errors import UsageError
 from gencls_core.explanations import decisive_phrases, explain_example, explain_text
@@ -57,8 +59,9 @@ def test_items_add_up_to_what_decided(runs, recipe):
         assert found.against == (classes[order[1]] if label == found.class_name else label)
         first, second = (classes.index(name) for name in (found.class_name, found.against))
         decided = inference.answer[row, first] - inference.answer[row, second]
-        # Stored token scores give it to the last bit; models that are asked again nearly.
-        assert found.log_odds == pytest.approx(decided, abs=1e-9 if RECIPES[recipe] else 1e-3)
+        assert found.log_odds == pytest.approx(decided, abs=1e-9)
+        if RECIPES[recipe]:
+            assert found.rounding == 0  # stored token scores are those that decided
         assert found.total == pytest.approx(found.log_odds, abs=1e-6)
         assert sum(word.nats for word in found.words) == pytest.approx(
             sum(token.nats for token in found.tokens)
@@ -166,7 +169,7 @@ def test_an_evaluation_is_explained_by_the_models_of_its_run(runs, tmp_path):
     classes = inference.matrix.classes
     first, second = (classes.index(name) for name in (found.class_name, found.against))
     decided = inference.answer[1, first] - inference.answer[1, second]
-    assert found.log_odds == pytest.approx(decided, abs=1e-3)
+    assert found.log_odds == pytest.approx(decided, abs=1e-9)
     assert found.total == pytest.approx(found.log_odds, abs=1e-6)
     assert explain_text(evaluation, found.text).class_name in classes
 
@@ -174,8 +177,16 @@ def test_an_evaluation_is_explained_by_the_models_of_its_run(runs, tmp_path):
 def test_what_mean_losses_decided_is_no_sum(runs):
     changes = {"scoring": {"likelihood": "loss"}, "compute": {"actors": 1}}
     *_, last = evaluate_models(runs["independent"].path, None, changes)
-    with pytest.raises(UsageError, match="mean losses"):
-        explain_example(RunDirectory(Path(last.message).parent), "test-1")
+    run = RunDirectory(Path(last.message).parent)
+    by_python = ClassifierRun.open(run.path)
+    for explain in (
+        lambda: explain_example(run, "test-1"),
+        lambda: explain_text(run, "a goal"),
+        lambda: decisive_phrases(run),
+        lambda: by_python.explain(text="a goal"),
+    ):
+        with pytest.raises(UsageError, match=r"mean losses(.|\n)*found: --likelihood loss"):
+            explain()
 
 
 def test_a_class_is_not_told_from_itself(runs):
@@ -185,17 +196,53 @@ def test_a_class_is_not_told_from_itself(runs):
         explain_example(run, "test-1", class_name=name, against=name)
 
 
-def test_models_that_did_not_score_the_text_are_noticed(runs, tmp_path, monkeypatch):
-    run = runs["joint"]
+def score_otherwise(monkeypatch, nats: float) -> None:
+    """Let this machine find a text's first token so much likelier under the first class."""
     import gencls_core.explanations as module
 
     made = module._scored_here
 
     def other(*arguments):
         ids, first, second = made(*arguments)
-        return ids, first - 1, second
+        first[0] += nats
+        return ids, first, second
 
     monkeypatch.setattr(module, "_scored_here", other)
+
+
+def test_a_close_decision_stands_where_this_machine_rounds_otherwise(runs, monkeypatch):
+    run = runs["joint"]
+    plain = explain_example(run, "test-3")
+    a, b = plain.class_name, plain.against
+    [other] = {*run.manifest()["classes"]} - {a, b}
+    # A prior under which the run just answers a.
+    odds = float(np.exp(1e-4 - plain.log_odds))
+    prior = f"{a}={odds / (1 + odds)!r},{b}={1 / (1 + odds)!r},{other}=1e-30"
+    score_otherwise(monkeypatch, -7e-4)
+    found = explain_example(run, "test-3", prior=prior)
+    inference = infer(run, prior=prior)
+    row = inference.matrix.example_ids.to_pylist().index("test-3")
+    assert found.class_name == inference.matrix.classes[inference.answer[row].argmax()] == a
+    assert found.log_odds == pytest.approx(1e-4, abs=1e-9)
+    assert found.total == pytest.approx(found.log_odds, abs=1e-6)
+    assert found.total - found.rounding < 0 < found.rounding
+    by_python = ClassifierRun.open(run.path).explain(example="test-3", prior=prior)
+    assert by_python == found
+    told = succeed("explain", str(run.path), "--example", "test-3", "--prior", prior, "--json")
+    said = json.loads(told)
+    items = [said[name] for name in ("end", "calibration", "prior", "ensemble", "rounding")]
+    items += [token["nats"] for token in said["tokens"]]
+    assert (said["class"], said["rounding"]) == (a, found.rounding)
+    assert sum(items) == pytest.approx(said["log_odds"], abs=1e-6)
+    for rounding, is_shown in ((0.0004, False), (0.3, True)):
+        stream = io.StringIO()
+        print_evidence(replace(found, rounding=rounding), Console(file=stream, width=100))
+        assert ("rounding of this machine" in stream.getvalue()) == is_shown
+
+
+def test_models_that_did_not_score_the_text_are_noticed(runs, monkeypatch):
+    run = runs["joint"]
+    score_otherwise(monkeypatch, -1.0)
     with pytest.raises(UsageError, match="do not say of this text what its scores say"):
         explain_example(run, "test-1")
     assert Path(run.path).exists()

@@ -11,8 +11,13 @@ from gencls_core.phrases import PhraseCounter, _phrases_of
 CLASSES = ("a", "b")
 
 
-def counted(texts: list[tuple[str, dict[str, float]]], fewest: int = 5) -> PhraseCounter:
-    """Let every token be a word, and say what is given of it for `a`, the negative for `b`."""
+def counted(
+    texts: list[tuple[str, dict[str, float]]], fewest: int = 5, characters: int | None = None
+) -> PhraseCounter:
+    """Let every token be a word, and say what is given of it for `a`, the negative for `b`.
+
+    Texts are cut after so many characters.
+    """
     counter = PhraseCounter(CLASSES, longest=3, fewest_texts=fewest)
     for text, _ in texts:
         counter.see(text)
@@ -21,6 +26,11 @@ def counted(texts: list[tuple[str, dict[str, float]]], fewest: int = 5) -> Phras
         for word in text.split(" "):
             offsets.append((place, place + len(word)))
             place += len(word) + 1
+        offsets = [
+            (start, stop if characters is None else min(stop, characters))
+            for start, stop in offsets
+            if characters is None or start < characters
+        ]
         for_a = np.array([nats.get(text[slice(*at)].lower(), 0.0) for at in offsets])
         counter.add(text, offsets, np.stack([for_a, -for_a], axis=1))
     return counter
@@ -65,6 +75,24 @@ def test_the_same_text_again_is_no_more_support():
     same = [("Cup  final", {"cup": 4.0})] * 9 + [("a cup", {"cup": 4.0})]
     assert counted(same, fewest=3).decisive(5) == {"a": [], "b": []}
     assert counted([], fewest=3).decisive(5) == {"a": [], "b": []}
+
+
+def test_what_was_cut_off_is_not_counted():
+    """It was not scored: that is no 0 nats, and the text does not hold the phrase."""
+    rng = np.random.default_rng(2)
+    values = rng.normal(2.0, 0.3, 8)
+    scored = [(f"goal nr {number}", {"goal": value}) for number, value in enumerate(values)]
+    behind = [(f"text nr {number} , a goal", {"goal": 9.0}) for number in range(8)]
+    halved = [(f"a longer goal , {number}", {"go": 9.0}) for number in range(3)]
+    texts = scored + behind + halved
+    [found] = counted(texts, characters=len("a longer go")).decisive(10)["a"]
+    assert (found.words, found.texts, found.nats) == ("goal", 8, pytest.approx(values.mean()))
+    # As if nothing had stood there.
+    [alone] = counted(scored + [(text[:11], {}) for text, _ in behind + halved]).decisive(10)["a"]
+    assert found == alone
+    rare = [("a cup", {"cup": 9.0}), ("text , a cup", {"cup": 9.0}), ("text", {})]
+    with np.errstate(all="raise"):
+        assert counted(rare, fewest=2, characters=5).decisive(10) == {"a": [], "b": []}
 
 
 def test_few_texts_take_much_to_be_shown():

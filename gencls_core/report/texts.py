@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from gencls_core.datasets.dataset import Dataset
 from gencls_core.errors import GenclsError
-from gencls_core.evidence import Evidence
+from gencls_core.evidence import Evidence, strengths_of
 from gencls_core.explanations import explain_kept
 from gencls_core.report.inference import Inference
 from gencls_core.run import RunDirectory
@@ -90,11 +90,12 @@ class ShownText:
         if self.evidence is None or self.text is None:
             return ()
         words = [word for word in self.evidence.words if word.start < len(self.text)]
-        most = max((abs(word.nats) for word in words), default=0.0) or 1.0
         ends = [0, *(min(word.stop, len(self.text)) for word in words)]
         found = [
-            Coloured(self.text[start:stop], word.nats, _strength(abs(word.nats) / most))
-            for word, (start, stop) in zip(words, pairwise(ends), strict=True)
+            Coloured(self.text[start:stop], word.nats, _percent(strength))
+            for word, strength, (start, stop) in zip(
+                words, strengths_of(words), pairwise(ends), strict=True
+            )
         ]
         if rest := self.text[ends[-1] :]:
             found.append(Coloured(rest, 0.0, 0))
@@ -110,12 +111,9 @@ class ShownText:
         items = (
             ("the words", shown),
             ("the words that are not shown", sum(t.nats for t in found.tokens) - shown),
-            ("that the text ends there", found.end),
-            ("the classes' biases", found.calibration),
-            ("the prior", found.prior),
-            ("the second system", found.ensemble),
+            *found.beside_words,
         )
-        # Rounding is no item.
+        # What the last bits of a sum come to is no item.
         return tuple((name, nats) for name, nats in items if abs(nats) > 1e-9)
 
 
@@ -308,5 +306,5 @@ def _cut(text: str | None, size: int) -> str | None:
     return start
 
 
-def _strength(share: float) -> int:
-    return 0 if share < 0.05 else round(8 + 47 * min(1.0, share))
+def _percent(strength: float) -> int:
+    return round(8 + 47 * strength) if strength else 0
