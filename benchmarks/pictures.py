@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("no chromium here to take pictures with: `make browser`")
         return 1
     page = asked.run / "report" / "report.html"
-    with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)).tab(page, WIDTH) as tab:
+    # Children of a browser that has ended may still write into its folder for a moment.
+    folders = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folders as folder, Browser(Path(folder)).tab(page, WIDTH) as tab:
         for name, show in (("report", _as_it_opens), ("evidence", _an_opened_mistake)):
             show(tab)
             (asked.output / f"{name}.png").write_bytes(tab.picture())
