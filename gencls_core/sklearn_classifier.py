@@ -124,6 +124,10 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         texts = checked_texts(X)
         labels_N = column_or_1d(y, warn=True)
         check_consistent_length(texts, labels_N)
+        if not texts:
+            raise ValueError(
+                "Found array with 0 sample(s): fit needs texts of two classes at least"
+            )
         _refuse_missing(labels_N)
         check_classification_targets(labels_N)
         classes_K, codes_N = np.unique(labels_N, return_inverse=True)

@@ -14,7 +14,10 @@ __all__ = ["report_command"]
 
 @click.command(name="report")
 @click.argument("run", type=LocationType())
-@click.option("--prior", help="`train`, `uniform` or `World=0.4,Sports=0.6`; default: the run's.")
+@click.option(
+    "--prior",
+    help="`train`, `uniform`, `unlabelled` or `World=0.4,Sports=0.6`; default: the run's.",
+)
 @click.option(
     "--prior-from",
     type=click.Choice(["unlabelled"]),

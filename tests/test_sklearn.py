@@ -243,6 +243,7 @@ def test_in_the_tools_of_scikit_learn(settings):
         ({}, ["a", "b"], None, ValueError, "requires y to be passed"),
         ({}, ["a", "b"], ["x"], ValueError, "inconsistent numbers of samples"),
         ({}, ["a", "b"], pd.Series(["x", None]), ValueError, r"y\[1\]: no label"),
+        ({}, [], [], ValueError, "0 sample"),
         ({}, ["a", "b"], [0.5, 1.5], ValueError, "Unknown label type"),
         ({}, ["a", "b"], ["x", "x"], ValueError, "one class only"),
         ({}, ["a", " "], ["x", "y"], DataError, "row 1 .from 0.: empty text"),
