@@ -37,7 +37,7 @@ from jobs.main import main
 
 __all__ = ["s3"]
 
-IMPATIENT = "max_attempts=2&request_timeout=5"
+IMPATIENT = "max_attempts=3&request_timeout=10"
 
 
 @pytest.fixture
